@@ -1,0 +1,6 @@
+"""causaltrace: run an eval once and see which labels reached which scores."""
+
+from causaltrace.report.model import Finding, Notice, Report
+from causaltrace.watch import ViolationError, Watch, label, score, watch
+
+__all__ = ["Finding", "Notice", "Report", "ViolationError", "Watch", "label", "score", "watch"]

@@ -1,0 +1,5 @@
+"""``python -m causaltrace``: the same as the console script."""
+
+from causaltrace.cli import main
+
+main()

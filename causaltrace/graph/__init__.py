@@ -1,0 +1,1 @@
+"""Provenance: how a label came to a score."""

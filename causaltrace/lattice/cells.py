@@ -1,0 +1,229 @@
+"""Supports with a memory of how they came about.
+
+``Cells`` is an immutable lattice value. Every operation that makes a new one remembers its parents and
+the pure function used, so a finding can be walked back, element by element, to the label it came from.
+``Algebra`` makes them: it shares results (join of a value with itself is itself), and it bounds the
+history so that memory stays flat however long the eval runs.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from causaltrace.lattice.horizon import Horizon
+from causaltrace.site import Site
+
+MEMO_ENTRIES = 256
+HISTORY_BYTES = 256 << 20
+HISTORY_ENTRIES = 20_000
+
+
+class Origin:
+    """``data = fn(*[p.data for p in parents])``, at ``site``."""
+
+    __slots__ = ("fn", "parents", "site")
+
+    def __init__(self, fn: Callable[..., Tensor], parents: tuple[Cells, ...], site: Site | None) -> None:
+        self.fn, self.parents, self.site = fn, parents, site
+
+
+class Cells:
+    """One lattice value: ``data [*dims, width]``, each dim full or 1. Never modified."""
+
+    __slots__ = ("__weakref__", "data", "moved", "origin")
+
+    def __init__(self, data: Tensor, origin: Origin | None = None) -> None:
+        self.data = data
+        self.origin = origin
+        self.moved: weakref.WeakValueDictionary[object, Cells] = weakref.WeakValueDictionary()
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        return tuple(self.data.shape[:-1])
+
+    @property
+    def uniform(self) -> bool:
+        """One value for the whole tensor."""
+        return self.data.numel() == self.data.shape[-1]
+
+
+class Algebra:
+    """Operations on ``Cells | None``, where None is bottom."""
+
+    def __init__(self, site: Callable[[], Site]) -> None:
+        self.lattice = Horizon()
+        self._site = site
+        self._memo: OrderedDict[tuple[object, ...], tuple[Cells | None, tuple[Cells, ...]]] = OrderedDict()
+        self._history: deque[tuple[weakref.ref[Cells], int]] = deque()
+        self._history_bytes = 0
+        self._interned: weakref.WeakValueDictionary[object, Cells] = weakref.WeakValueDictionary()
+
+    # -- making ---------------------------------------------------------------------------------------
+
+    def make(self, fn: Callable[..., Tensor], *parents: Cells, held: int = 0, share: bool = True) -> Cells:
+        """``fn`` over the parents' data. ``held``: bytes that ``fn`` itself keeps alive."""
+        data = fn(*[p.data for p in parents])
+        if share and data.device.type == "cpu":  # comparing is free where no device must be waited for
+            for parent in parents:
+                if parent.data.shape == data.shape and torch.equal(parent.data, data):
+                    return parent
+        site = self._site()
+        key = None
+        if data.device.type == "cpu" and data.numel() == data.shape[-1]:
+            key = (tuple(data.flatten().tolist()), data.ndim, site)
+            if (known := self._interned.get(key)) is not None:
+                return known
+        cells = Cells(data, Origin(fn, parents, site))
+        if key is not None:
+            self._interned[key] = cells
+        self._remember(cells, data.numel() * data.element_size() + held)
+        return cells
+
+    def _remember(self, cells: Cells, size: int) -> None:
+        self._history.append((weakref.ref(cells), size))
+        self._history_bytes += size
+        while self._history_bytes > HISTORY_BYTES or len(self._history) > HISTORY_ENTRIES:
+            old, size = self._history.popleft()
+            self._history_bytes -= size
+            if (value := old()) is not None:
+                value.origin = None
+
+    def _cached(self, key: tuple[object, ...], made: Callable[[], Cells | None], *parents: Cells) -> Cells | None:
+        """Results by identity of the parents, which the entry keeps alive so that no id is reused."""
+        hit = self._memo.get(key)
+        if hit is not None:
+            return hit[0]
+        result = made()
+        self._memo[key] = (result, parents)
+        if len(self._memo) > MEMO_ENTRIES:
+            self._memo.popitem(last=False)
+        return result
+
+    # -- lattice operations ---------------------------------------------------------------------------
+
+    def join(self, *xs: Cells | None) -> Cells | None:
+        """Least upper bound with broadcasting; dims are aligned from the right."""
+        out: Cells | None = None
+        for x in xs:
+            if x is None or x is out:
+                continue
+            out = x if out is None else self._join2(out, x)
+        return out
+
+    def _join2(self, a: Cells, b: Cells) -> Cells:
+        for big, small in ((a, b), (b, a)):
+            if big.origin is not None and small in big.origin.parents and big.origin.fn == self.lattice.join:
+                return big
+        if a.data.device != b.data.device:
+            b = self.to(b, a.data.device) if b.uniform else b
+            a = self.to(a, b.data.device)
+        result = self._cached(("join", id(a), id(b)), lambda: self.make(self.lattice.join, a, b), a, b)
+        assert result is not None
+        return result
+
+    def to(self, x: Cells, device: torch.device) -> Cells:
+        return self.move(x, lambda data: data.to(device))
+
+    def reduce(self, x: Cells | None, dims: Sequence[int], keepdim: bool = True) -> Cells | None:
+        """Join over ``dims`` (non-negative)."""
+        if x is None:
+            return None
+        full = tuple(d for d in dims if x.data.shape[d] != 1)
+        out = x
+        if full:
+            lattice = self.lattice
+            made = self._cached(
+                ("reduce", id(x), full), lambda: self.make(lambda data: lattice.reduce(data, full), x), x
+            )
+            assert made is not None
+            out = made
+        return out if keepdim or not dims else self.squeeze(out, dims)
+
+    def everything(self, x: Cells | None, ndim: int = 0) -> Cells | None:
+        """Join over all elements, as one value for a tensor of ``ndim`` dims."""
+        if x is None:
+            return None
+        out = self.reduce(x, range(x.data.ndim - 1))
+        assert out is not None
+        return self.reshaped(out, (1,) * ndim)
+
+    def running(self, x: Cells | None, dim: int, reverse: bool = False) -> Cells | None:
+        if x is None or x.data.shape[dim] == 1:
+            return x
+        lattice = self.lattice
+
+        def made() -> Cells:
+            out = self.make(lambda data: lattice.running(data, dim, reverse), x)
+            self._memo[("running", id(out), dim, reverse)] = (out, (out,))  # idempotent
+            return out
+
+        return self._cached(("running", id(x), dim, reverse), made, x)
+
+    def keep(self, x: Cells | None, mask: Tensor) -> Cells | None:
+        """``x`` where ``mask`` is true, else bottom. On the host an all-true mask is ``x`` itself."""
+        if x is None:
+            return None
+        if mask.device.type == "cpu":
+            if bool(mask.all()):
+                return x
+            if not bool(mask.any()):
+                return None
+        lattice = self.lattice
+        return self.make(lambda data: lattice.keep(data, mask), x, held=mask.numel())
+
+    def contract(self, mask: Tensor, x: Cells | None) -> Cells | None:
+        if x is None:
+            return None
+        if x.data.shape[-3] == 1:  # the same for every key: bottom only where no key is kept
+            return self.keep(x, mask.any(-1, keepdim=True))
+        lattice = self.lattice
+        return self.make(lambda data: lattice.contract(mask, data), x, held=mask.numel())
+
+    def indirect(self, x: Cells | None) -> Cells | None:
+        """``x`` after a backward pass."""
+        if x is None:
+            return None
+        lattice = self.lattice
+
+        def made() -> Cells:
+            out = self.make(lattice.indirect, x)
+            self._memo[("indirect", id(out))] = (out, (out,))
+            return out
+
+        return self._cached(("indirect", id(x)), made, x)
+
+    # -- movement -------------------------------------------------------------------------------------
+
+    def move(self, x: Cells, fn: Callable[[Tensor], Tensor], held: int = 0) -> Cells:
+        """``fn`` over the data, for movements of elements."""
+        return self.make(fn, x, held=held, share=False)
+
+    def reshaped(self, x: Cells, dims: tuple[int, ...]) -> Cells:
+        """A view of the data with other dims of size 1."""
+        if x.dims == dims:
+            return x
+        key = ("reshaped", dims)
+        out = x.moved.get(key)
+        if out is None:
+            shape = (*dims, x.data.shape[-1])
+            origin = x.origin if x.uniform else Origin(lambda data: data.reshape(shape), (x,), None)
+            out = Cells(x.data.reshape(shape), origin)
+            x.moved[key] = out
+        return out
+
+    def squeeze(self, x: Cells, dims: Sequence[int]) -> Cells:
+        drop = set(dims)
+        return self.reshaped(x, tuple(n for d, n in enumerate(x.dims) if d not in drop))
+
+    def unsqueeze(self, x: Cells, dim: int) -> Cells:
+        return self.reshaped(x, (*x.dims[:dim], 1, *x.dims[dim:]))
+
+    def aligned(self, x: Cells, ndim: int) -> Cells:
+        """Leading dims of size 1 added up to ``ndim``."""
+        missing = ndim - (x.data.ndim - 1)
+        return x if missing <= 0 else self.reshaped(x, (1,) * missing + x.dims)

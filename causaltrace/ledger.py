@@ -1,0 +1,256 @@
+"""What was read, read out and scored: the only mutable knowledge about labels.
+
+A *readout* is one element of a loss (or gather) at a verbatim label; each has a number of its own, so
+that a value used twice is told from two values for one position. A *score* is a readout that left the
+per-position world. An objective that requires grad is only a *candidate*: it counts as the score of a
+position if nothing else scored it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from causaltrace.lattice.cells import Algebra, Cells
+from causaltrace.shadow import Memory, Shadow
+from causaltrace.site import Site
+
+POSITION_BITS = 30
+POSITION_MASK = (1 << POSITION_BITS) - 1
+
+
+@dataclass(slots=True, eq=False)
+class Score:
+    """One score event: readouts and what their distributions depended on, as flat arrays.
+
+    ``target``: packed readout number and position; ``support``, ``possible``, ``post``: lattice data at
+    that moment. ``cells`` keeps the support's history for the explanation.
+    """
+
+    site: Site
+    target: Tensor
+    support: Tensor
+    possible: Tensor
+    post: Tensor | None
+    again: Tensor
+    cells: Cells | None
+    dims: tuple[int, ...]
+    index: Tensor
+
+
+@dataclass(slots=True, eq=False)
+class Pending:
+    """Readouts that an objective summed; a score only if the objective's value is used as one."""
+
+    shadow: Shadow
+    site: Site
+    used: bool = False
+
+
+class Ledger:
+    """Read and scored flags by global position, on the host unless ``device`` says otherwise."""
+
+    def __init__(self, algebra: Algebra, memory: Memory, device: torch.device) -> None:
+        self.algebra, self.memory, self.device = algebra, memory, device
+        self.was_read = torch.zeros(0, dtype=torch.bool, device=device)
+        self.is_scored = torch.zeros(0, dtype=torch.bool, device=device)
+        self.readout = torch.zeros(0, dtype=torch.int64, device=device)
+        self.version = 0
+        self.watermark: Cells | None = None
+        self.candidates: list[Score] = []
+        self.order: list[Tensor] = []
+        self._next_readout = 0
+        self._settled = True
+
+    def grow(self, size: int) -> None:
+        extra = size - self.is_scored.numel()
+        if extra > 0:
+            pad = torch.zeros(extra, dtype=torch.bool, device=self.device)
+            self.was_read = torch.cat((self.was_read, pad))
+            self.is_scored = torch.cat((self.is_scored, pad))
+            none = torch.full((extra,), -1, dtype=torch.int64, device=self.device)
+            self.readout = torch.cat((self.readout, none))
+
+    # -- reading --------------------------------------------------------------------------------------
+
+    def read(self, label: Cells) -> Cells:
+        """The support of verbatim labels, at this moment."""
+        key = ("read", self.version)
+        out = label.moved.get(key)
+        if out is None:
+            self.settle()
+            where = label.data[..., 0].to(self.device).long()
+            self.was_read[where[where >= 0]] = True
+            lattice, scored = self.algebra.lattice, self.is_scored.clone()
+            out = self.algebra.make(lambda data: lattice.read(data, scored), label, share=False)
+            label.moved[key] = out
+        return out
+
+    def positions(self, target: Cells) -> Cells:
+        """Readouts to the label positions that they score."""
+        key = "positions"
+        out = target.moved.get(key)
+        if out is None:
+            out = self.algebra.move(target, lambda t: torch.where(t >= 0, t & POSITION_MASK, -1))
+            target.moved[key] = out
+        return out
+
+    def depends(self, shadow: Shadow | None, plane: str = "support") -> Cells | None:
+        """All that the value of a tensor depends on, its own labels included."""
+        if shadow is None:
+            return None
+        base = shadow.support
+        if plane == "possible" and shadow.possible is not None:
+            base = shadow.possible
+        parts = [base, shadow.post]
+        parts += [self.read(c) for c in (shadow.label, shadow.onehot) if c is not None]
+        if shadow.target is not None:
+            parts.append(self.read(self.positions(shadow.target)))
+        return self.algebra.join(*parts)
+
+    def new_readouts(self, label: Cells) -> Cells:
+        """Numbers for readouts at verbatim ``label`` positions (-1 elsewhere)."""
+        count = label.data.numel()
+        first = self._next_readout
+        self._next_readout += count
+        ids = torch.arange(first, first + count, device=label.data.device).view(label.data.shape)
+        return self.algebra.move(
+            label, lambda p: torch.where(p >= 0, (ids << POSITION_BITS) | p.long(), -1), held=count * 8
+        )
+
+    # -- scoring --------------------------------------------------------------------------------------
+
+    def event(self, shadow: Shadow, site: Site) -> Score | None:
+        """The readouts in a tensor with this shadow, and what they depend on now."""
+        assert shadow.target is not None
+        target = shadow.target.data[..., 0]
+        support = shadow.support
+        possible = shadow.possible if shadow.possible is not None else support
+        post = shadow.post
+        dims = torch.broadcast_shapes(target.shape, *[c.dims for c in (support, possible, post) if c is not None])
+        index = torch.nonzero((target >= 0).expand(dims).reshape(-1))[:, 0]
+        if index.numel() == 0:
+            return None
+        flat = target.expand(dims).reshape(-1)[index]
+
+        def lanes(cells: Cells | None) -> Tensor:
+            width = self.algebra.lattice.width
+            if cells is None:
+                return torch.full((flat.numel(), width), -1, dtype=torch.int32, device=flat.device)
+            return cells.data.expand(*dims, width).reshape(-1, width)[index]
+
+        now = self.now(lanes(support))
+        maybe = self.now(lanes(possible), bound=True)
+        if self.watermark is not None:  # a branch in Python may have decided anything since
+            mark = self.now(self.watermark.data.reshape(-1), bound=True).to(maybe.device)
+            hidden = torch.stack((torch.full_like(mark[0], -1), mark[1]))
+            maybe = torch.maximum(maybe, hidden)
+        return Score(
+            site, flat, now, maybe, None if post is None else self.now(lanes(post)),
+            torch.zeros(flat.numel(), dtype=torch.bool, device=flat.device), support, tuple(dims), index,
+        )
+
+    def commit(self, event: Score) -> None:
+        """The event's readouts are scores from now on; ``again`` marks positions scored before."""
+        position = (event.target & POSITION_MASK).to(self.device)
+        number = (event.target >> POSITION_BITS).to(self.device)
+        order = torch.argsort(position, stable=True)
+        sorted_position, sorted_number = position[order], number[order]
+        known = self.readout[sorted_position]
+        again = (known >= 0) & (known != sorted_number)
+        twin = (sorted_position[1:] == sorted_position[:-1]) & (sorted_number[1:] != sorted_number[:-1])
+        again[1:] |= twin
+        marks = torch.zeros_like(again)
+        marks[order] = again
+        event.again = marks.to(event.target.device)
+        fresh = position[self.readout[position] != number]
+        self.readout[position] = number
+        self.is_scored[position] = True
+        self.order.append(fresh.to(torch.int32).cpu())
+        self.version += 1
+        self._settled = False
+
+    # -- time -----------------------------------------------------------------------------------------
+
+    def _bound(self) -> Tensor:
+        """Per position l: the latest position <= l that was read and is still unscored, or -1."""
+        n = self.is_scored.numel()
+        here = torch.arange(n, dtype=torch.int32, device=self.device)
+        return torch.cummax(torch.where(self.was_read & ~self.is_scored, here, -1), 0).values
+
+    def now(self, lanes: Tensor, bound: bool = False) -> Tensor:
+        """Lattice data brought up to date: a label read before it was scored may be scored by now.
+
+        The unscored lane keeps one label only, so what else hides below a scored one is not known: on
+        the ``support`` plane it is dropped, on the ``possible`` plane (``bound``) it is replaced by the
+        latest label that it could be. Never a guess: the bound can only raise ``unverified``.
+        """
+        unscored = lanes[..., 1]
+        position = unscored >> 1
+        stale = (unscored >= 0) & self.is_scored.to(lanes.device)[position.clamp(min=0).long()]
+        if lanes.device.type == "cpu" and not bool(stale.any()):
+            return lanes
+        if bound:
+            limit = self._bound().to(lanes.device)[position.clamp(min=0).long()]
+            other = torch.where(limit >= 0, limit * 2 + (unscored & 1), -1)
+        else:
+            other = torch.full_like(unscored, -1)
+        return torch.stack((lanes[..., 0], torch.where(stale, other, unscored)), dim=-1)
+
+    def settle(self) -> None:
+        """Bring every live shadow up to date. Called before new labels are read, since the bound on what
+        hides below a scored label is exact only until then."""
+        if self._settled:
+            return
+        self._settled = True
+        done: dict[tuple[int, bool], tuple[Cells, Cells | None]] = {}
+
+        def fresh(cells: Cells, bound: bool) -> Cells | None:
+            key = (id(cells), bound)
+            if key not in done:
+                data = self.now(cells.data, bound)
+                out = cells if data is cells.data else Cells(data, cells.origin)
+                done[key] = (cells, None if bool((data < 0).all()) else out)
+            return done[key][1]
+
+        for _, entry in self.memory.alive():
+            old = entry.shadow
+            changed = False
+            planes: dict[str, Cells | None] = {}
+            for name in ("support", "post"):
+                cells = getattr(old, name)
+                planes[name] = None if cells is None else fresh(cells, False)
+                changed |= planes[name] is not cells
+            possible = old.possible if old.possible is not None else old.support
+            raised = None if possible is None else fresh(possible, True)
+            if old.possible is not None or raised is not planes["support"]:
+                same = (
+                    raised is not None
+                    and planes["support"] is not None
+                    and raised.data.shape == planes["support"].data.shape
+                    and torch.equal(raised.data, planes["support"].data)
+                )
+                planes["possible"] = None if same else raised
+                changed = True
+            if changed:
+                entry.shadow = old._replace(**planes)
+                entry.views.clear()
+        if self.watermark is not None:
+            self.watermark = fresh(self.watermark, True)
+
+    def raise_watermark(self, cells: Cells | None) -> None:
+        """A value with this support reached plain Python."""
+        everything = self.algebra.everything(cells)
+        if everything is not None:
+            data = self.now(everything.data.cpu(), bound=True)
+            mark = everything if data is everything.data else Cells(data, everything.origin)
+            self.watermark = self.algebra.join(self.watermark, mark)
+
+    def forget_scores(self) -> None:
+        """Nothing has been scored: explicit scores replace the ones that were seen."""
+        self.is_scored.zero_()
+        self.readout.fill_(-1)
+        self.order.clear()
+        self.version += 1

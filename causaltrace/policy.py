@@ -1,0 +1,239 @@
+"""Orders and conditions: scores and supports in, findings and a status out.
+
+Stream order: a label may reach only later positions. Scored order: a label may be used anywhere once its
+own score is fixed, and until then only at later positions. Both are decided for every score.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from causaltrace.graph.explain import path
+from causaltrace.lattice.cells import Cells
+from causaltrace.ledger import POSITION_MASK, Ledger, Pending, Score
+from causaltrace.report.model import Finding, Hop, Notice, Report
+from causaltrace.shadow import Shadow
+from causaltrace.site import Site
+from causaltrace.stream import Streams
+
+ORDERS = ("stream", "scored")
+
+
+@dataclass(slots=True)
+class Judge:
+    """Judges every score as it happens and keeps what it found."""
+
+    streams: Streams
+    order: str
+    ledger: Ledger = field(init=False)
+    findings: dict[tuple[str, Site, int], Finding] = field(default_factory=dict)
+    unproved: dict[str, int] = field(default_factory=lambda: {"stream": 0, "scored": 0})
+    unproved_label: int = -1
+    opaque_ops: dict[tuple[str, Site], Notice] = field(default_factory=dict)
+    escapes: dict[tuple[str, Site], Notice] = field(default_factory=dict)
+    notes: list[Notice] = field(default_factory=list)
+    objectives: list[Score] = field(default_factory=list)
+    explicit: bool = False
+    _paths: dict[tuple[str, Site, int, int], tuple[Hop, ...]] = field(default_factory=dict)
+
+    # -- told by the tracer ---------------------------------------------------------------------------
+
+    def scored(self, shadow: Shadow, site: Site) -> None:
+        """Readouts left the per-position world."""
+        if self.explicit:
+            return
+        event = self.ledger.event(shadow, site)
+        if event is not None:
+            self.score(event)
+
+    def score(self, event: Score) -> None:
+        self.ledger.commit(event)
+        self._judge(event)
+
+    def candidate(self, pending: Pending, site: Site) -> None:
+        """An objective's value is used: the score of its positions, unless another one turns up."""
+        if pending.used or self.explicit:
+            return
+        pending.used = True
+        event = self.ledger.event(pending.shadow, site)
+        if event is not None and not bool(self.ledger.is_scored[self._positions(event)].all()):
+            self.objectives.append(event)
+
+    def escaped(self, what: str, shadow: Shadow, site: Site) -> None:
+        """A value that depends on labels reached plain Python."""
+        if shadow.target is not None:
+            self.scored(shadow, Site("score", site.op, site.file, site.line, site.function, site.module))
+        for pending in shadow.pending:
+            if isinstance(pending, Pending):
+                self.candidate(pending, site)
+        cells = self.ledger.depends(shadow, "possible")
+        if cells is None:
+            return
+        self.ledger.raise_watermark(cells)
+        label = int(cells.data[..., 0].max()) >> 1
+        known = self.escapes.get((what, site))
+        if known is None:
+            self.escapes[what, site] = Notice(
+                "CT091", f"{what} gave Python a value that depends on labels", label=label, site=site,
+                remedy="score these positions first, keep the value in torch, or declassify it with a reason",
+            )  # fmt: skip
+        else:
+            known.count += 1
+            known.label = max(known.label or 0, label)
+
+    def opaque(self, op: str, cells: Cells | None, site: Site) -> None:
+        """An op without a rule: everything may have flowed."""
+        known = self.opaque_ops.get((op, site))
+        if known is None:
+            self.opaque_ops[op, site] = Notice(
+                "CT090", f"{op} has no rule: all of its inputs may have reached all of its outputs", site=site,
+                remedy="write a rule for it (CONTRIBUTING.md), or use ops that have one",
+                label=None if cells is None else int(cells.data[..., 0].max()) >> 1,
+            )  # fmt: skip
+        else:
+            known.count += 1
+
+    # -- judging --------------------------------------------------------------------------------------
+
+    def _positions(self, event: Score) -> Tensor:
+        return (event.target & POSITION_MASK).to(self.ledger.device)
+
+    def _judge(self, event: Score) -> None:
+        target = (event.target & POSITION_MASK).to(torch.int32)
+        late = event.support >> 1 >= target[:, None]
+        may = event.possible >> 1 >= target[:, None]
+        post = None if event.post is None else event.post[:, 0] >> 1
+        any_bad = late.any() | may.any() | event.again.any()
+        if post is not None:
+            any_bad = any_bad | (post >= target).any()
+        if not bool(any_bad):
+            return
+        for lane, order in enumerate(ORDERS):
+            if self._wanted(order):
+                missing = may[:, lane] & ~late[:, lane]
+                count = int(missing.sum())
+                self.unproved[order] += count
+                if count:
+                    self.unproved_label = max(self.unproved_label, int((event.possible[:, lane] >> 1)[missing].max()))
+        targets = target.tolist()
+        sources = event.support[:, 0].tolist()
+        orders = late.tolist()
+        for i, bad in enumerate(orders):
+            if any(bad[lane] and self._wanted(order) for lane, order in enumerate(ORDERS)):
+                source, direct = sources[i] >> 1, sources[i] & 1
+                kind = "CT003" if not direct else "CT002" if source == targets[i] else "CT001"
+                names = tuple(o for lane, o in enumerate(ORDERS) if bad[lane] and self._wanted(o))
+                self._find(kind, targets[i], source, names, event, i, event.cells)
+        names = tuple(o for o in ORDERS if self._wanted(o))
+        if post is not None:
+            for i, source in enumerate(post.tolist()):
+                if source >= targets[i]:
+                    kind = "CT004" if source == targets[i] else "CT001"
+                    self._find(kind, targets[i], source, names, event, i, None)
+        for i in event.again.nonzero()[:, 0].tolist():
+            self._find("CT006", targets[i], targets[i], names, event, i, None)
+
+    def _wanted(self, order: str) -> bool:
+        return self.order in ("both", order)
+
+    def _find(
+        self, kind: str, target: int, source: int, orders: tuple[str, ...], event: Score, i: int, cells: Cells | None
+    ) -> None:
+        key = (kind, event.site, target)
+        known = self.findings.get(key)
+        if known is not None and known.source >= source:
+            return
+        stream, local = self.streams.locate(target)
+        origin, where = self.streams.locate(source)
+        route = (Hop(event.site, ""),)
+        if cells is not None:
+            route = self._path(kind, event, i, source, cells)
+        self.findings[key] = Finding(kind, local, where, orders, event.site, route, stream.name, origin.name)
+
+    def _path(self, kind: str, event: Score, i: int, source: int, cells: Cells) -> tuple[Hop, ...]:
+        """Findings of one score, source and kind share the route; only the first is walked."""
+        key = (kind, event.site, id(event), source if kind != "CT002" else -1)
+        if key not in self._paths:
+            index = torch.unravel_index(event.index[i].cpu(), event.dims) if event.dims else ()
+            self._paths[key] = path(cells, tuple(int(x) for x in index), source, event.site)
+        return self._paths[key]
+
+    # -- the end --------------------------------------------------------------------------------------
+
+    def close(self, leftovers: list[Shadow], site: Site) -> None:
+        """Objectives and returned readouts count for positions that nothing else scored."""
+        if self.explicit:
+            return
+        definite = self.ledger.is_scored.clone()
+        for event in self.objectives:
+            fresh = ~definite[self._positions(event)]
+            if bool(fresh.any()):
+                self.score(_restricted(event, fresh))
+        definite = self.ledger.is_scored.clone()
+        for shadow in leftovers:
+            returned = self.ledger.event(shadow, site)
+            if returned is not None:
+                fresh = ~definite[self._positions(returned)]
+                if bool(fresh.any()):
+                    self.score(_restricted(returned, fresh))
+
+    def report(self, error: str | None) -> Report:
+        positions = torch.cat(self.ledger.order).tolist() if self.ledger.order else []
+        local = [self.streams.locate(p)[1] for p in positions] if len(self.streams.streams) > 1 else positions
+        violations = list(self.findings.values())
+        notes = list(self.notes)
+        if not positions:
+            notes.append(
+                Notice(
+                    "CT093", "no score was found: the labels met no loss inside the watch", blocking=True,
+                    remedy="slice inputs and targets from the watched tokens inside the block, or call trace.score(nll)",
+                )  # fmt: skip
+            )
+        if error is not None:
+            notes.append(Notice("CT094", f"the watched program stopped early: {error}", blocking=True,
+                                remedy="the report covers what ran before"))  # fmt: skip
+        orders = {}
+        for order in ORDERS:
+            if not self._wanted(order):
+                continue
+            failed = any(order in f.orders for f in violations)
+            blocked = bool(self.unproved[order]) or any(n.blocking for n in notes)
+            orders[order] = "violation" if failed else "unverified" if blocked else "clean"
+        status = next((s for s in ("violation", "unverified") if s in orders.values()), "clean")
+        if any(self.unproved.values()):
+            count = max(self.unproved.values())
+            notes.append(
+                Notice(
+                    "CT092", f"{count} scores may depend on labels that they must not depend on, through the opaque "
+                    "operations and escapes listed here", blocking=True, label=self.unproved_label,
+                    remedy="follow the remedy of each listed operation or escape",
+                )  # fmt: skip
+            )
+        for notice in (*self.opaque_ops.values(), *self.escapes.values()):
+            notice.blocking = any(self.unproved.values())
+        return Report(
+            status, orders, self._conditions(violations, orders, bool(positions)), violations, local,
+            list(self.opaque_ops.values()), list(self.escapes.values()), notes, self.streams.size, error,
+        )  # fmt: skip
+
+    def _conditions(self, violations: list[Finding], orders: dict[str, str], any_score: bool) -> dict[str, str]:
+        kinds = {f.kind for f in violations}
+        proved = "pass" if any_score and "unverified" not in orders.values() else "not covered"
+        return {
+            "C1": "fail" if kinds & {"CT001", "CT002", "CT003"} else proved,
+            "C2": "fail" if "CT004" in kinds else "not covered",
+            "C3": "fail" if "CT003" in kinds else proved,
+            "C4": "fail" if "CT006" in kinds else proved,
+        }
+
+
+def _restricted(event: Score, keep: Tensor) -> Score:
+    """The event with only some of its readouts."""
+    keep = keep.to(event.target.device)
+    return Score(
+        event.site, event.target[keep], event.support[keep], event.possible[keep],
+        None if event.post is None else event.post[keep], event.again[keep], event.cells, event.dims, event.index[keep],
+    )  # fmt: skip

@@ -1,0 +1,126 @@
+"""What a watch found, as plain data: every output (terminal, JSON, ...) is made from a Report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from causaltrace.site import Site
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+#: Finding and notice kinds, with the words that reports use for them.
+KINDS: dict[str, str] = {
+    "CT001": "future label reaches the distribution",
+    "CT002": "own label reaches the distribution",
+    "CT003": "label reaches the distribution through an update made before it was scored",
+    "CT004": "score depends on its label beyond the readout",
+    "CT006": "position scored twice",
+    "CT090": "opaque operation",
+    "CT091": "value left torch",
+}
+
+#: The condition each finding breaks (parameter-golf issue #1017); CT003 breaks C1 and C3.
+CONDITIONS: dict[str, str] = {
+    "C1": "strict causal dependence",
+    "C2": "full normalized distribution",
+    "C3": "score before update",
+    "C4": "single left-to-right pass",
+}
+
+#: Exit codes of the command line, by status; 2 is a usage or tool error.
+EXIT_CODES: dict[str, int] = {"clean": 0, "violation": 1, "unverified": 3}
+
+
+@dataclass(frozen=True, slots=True)
+class Hop:
+    """One step of a path from a label to a score: the site that moved the label, and a detail
+    such as the index of the element that carried it (``"[5, 99]"``)."""
+
+    site: Site
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A label that reached a score it must not reach.
+
+    ``target`` is the scored position and ``source`` the label position, both counted in ``stream``.
+    ``orders`` names the orders that fail ("stream", "scored"). ``path`` leads from the label to the score.
+    """
+
+    kind: str
+    target: int
+    source: int
+    orders: tuple[str, ...]
+    site: Site
+    path: tuple[Hop, ...] = ()
+    stream: str = "labels"
+    source_stream: str = "labels"
+
+
+@dataclass(slots=True)
+class Notice:
+    """Something that stands in the way of a proof, or that a reader should know; ``blocking`` ones
+    make the report ``unverified``. ``label`` is the latest label position involved, if any."""
+
+    kind: str
+    message: str
+    remedy: str = ""
+    site: Site | None = None
+    count: int = 1
+    label: int | None = None
+    blocking: bool = False
+
+
+@dataclass(slots=True)
+class Report:
+    """The result of one watch."""
+
+    status: str
+    orders: dict[str, str]
+    conditions: dict[str, str]
+    violations: list[Finding] = field(default_factory=list)
+    positions: Sequence[int] = ()
+    opaque: list[Notice] = field(default_factory=list)
+    escapes: list[Notice] = field(default_factory=list)
+    notes: list[Notice] = field(default_factory=list)
+    labels: int = 0
+    error: str | None = None
+
+    @property
+    def scored(self) -> int:
+        """How many distinct positions were scored."""
+        return len(set(self.positions))
+
+    @property
+    def exit_code(self) -> int:
+        return EXIT_CODES[self.status]
+
+    def to_text(self, width: int = 100) -> str:
+        """The terminal report as plain text."""
+        from causaltrace.report.text import to_text
+
+        return to_text(self, width)
+
+    def to_json(self) -> str:
+        """The complete report as JSON, schema ``causaltrace-report/1``."""
+        from causaltrace.report.json import to_json
+
+        return to_json(self)
+
+    def to_markdown(self) -> str:
+        """At most 40 lines of Markdown for a pull-request comment."""
+        from causaltrace.report.markdown import to_markdown
+
+        return to_markdown(self)
+
+    def __str__(self) -> str:
+        return self.to_text()
+
+    def __rich__(self) -> RenderableType:
+        from causaltrace.report.text import renderable
+
+        return renderable(self)

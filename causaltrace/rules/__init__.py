@@ -1,0 +1,163 @@
+"""The rule table: one row an op (without its namespace, in its functional spelling).
+
+In-place (``add_``), ``out=``, ``_foreach_`` and ``_fused_`` variants use the row of the op that they are
+variants of; composites are decomposed; ops with ``torch.Tag.pointwise`` need no row; what is left goes to
+the ``possible`` plane and is named in the report. S(x) is the support of x, ``|`` is join.
+
+Kinds tell what an op does to values that were read out of a distribution (``tracer``):
+MOVE keeps elements as they are, POINT computes element by element, LEAVE mixes elements, READ picks a class
+by index, FREE depends on no tensor's value, VIEW shares its input's storage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+from causaltrace.rules import (
+    attention,
+    encoder,
+    fallback,
+    index,
+    loss,
+    matmul,
+    move,
+    norm,
+    optim,
+    pointwise,
+    reduce,
+)
+from causaltrace.rules.call import OpCall, Result
+
+MOVE, POINT, LEAVE, READ, FREE, VIEW, OPAQUE = "move", "point", "leave", "read", "free", "view", "opaque"
+
+
+class Rule(NamedTuple):
+    """``fn(op)`` gives the supports of the outputs; ``escapes``: Python sees values or value-made shapes."""
+
+    kind: str
+    fn: Callable[[OpCall], Result]
+    escapes: bool = False
+
+
+def _rows(kind: str, fn: Callable[[OpCall], Result], names: str, escapes: bool = False) -> dict[str, Rule]:
+    return {name: Rule(kind, fn, escapes) for name in names.split()}
+
+
+TABLE: dict[str, Rule] = {
+    # -- views: the same storage, read through another geometry; shadow memory does the rest
+    **_rows(VIEW, fallback.nothing, "_unsafe_view _reshape_alias lift lift_fresh detach alias record_stream set set_data resize"),
+    # -- out depends on no value
+    **_rows(FREE, fallback.nothing, "zeros_like ones_like empty_like full_like rand_like randn_like randint_like "
+            "new_zeros new_ones new_empty new_full new_empty_strided empty_strided empty bernoulli_p "
+            "zero normal uniform exponential cauchy geometric log_normal random random_from random_to "
+            "_record_function_enter_new _record_function_exit sym_size sym_numel sym_stride is_pinned "
+            "_has_compatible_shallow_copy_type is_same_size"),
+    # -- movement: S(out) = S of the element that moved (| S(condition or index))
+    **_rows(MOVE, move.same, "clone _to_copy _pin_memory _conj_physical"),
+    **_rows(MOVE, move.copy, "copy _copy_from"),
+    **_rows(MOVE, move.cat, "cat concat"),
+    **_rows(MOVE, move.stack, "stack"),
+    **_rows(MOVE, move.flip, "flip"),
+    **_rows(MOVE, move.roll, "roll"),
+    **_rows(MOVE, move.repeat, "repeat"),
+    **_rows(MOVE, move.pad, "constant_pad_nd"),
+    **_rows(MOVE, move.where, "where"),
+    **_rows(MOVE, move.masked_fill, "masked_fill"),
+    **_rows(MOVE, move.slice_backward, "slice_backward select_backward diagonal_backward"),
+    **_rows(MOVE, move.slice_scatter, "slice_scatter select_scatter diagonal_scatter"),
+    **_rows(MOVE, pointwise.tri, "tril triu"),
+    # -- index reads: S(index) | S(element); readouts: S(row)
+    **_rows(MOVE, index.index_select, "index_select"),
+    **_rows(MOVE, index.masked_select, "masked_select", escapes=True),
+    **_rows(READ, index.gather, "gather"),
+    **_rows(READ, index.index, "index _unsafe_index"),
+    **_rows(LEAVE, index.embedding, "embedding"),
+    # -- index writes: S(old) | S(new) | S(all indices that could have pointed there)
+    **_rows(MOVE, index.index_put, "index_put _unsafe_index_put _index_put_impl"),
+    **_rows(MOVE, index.scatter, "scatter"),
+    **_rows(LEAVE, index.scatter, "scatter_add scatter_reduce"),
+    **_rows(LEAVE, index.index_write, "index_add index_copy index_fill index_reduce"),
+    **_rows(LEAVE, index.embedding_backward, "embedding_dense_backward"),
+    **_rows(LEAVE, index.nonzero, "nonzero _unique2 unique_dim unique_consecutive bincount", escapes=True),
+    # -- element by element: S(out) = union of S(operands); an exact 0 cuts its partner
+    **_rows(POINT, pointwise.mul, "mul"),
+    **_rows(POINT, pointwise.add, "add"),
+    **_rows(POINT, pointwise.pow_, "pow"),
+    **_rows(POINT, pointwise.addcmul, "addcmul"),
+    **_rows(POINT, pointwise.fill, "fill"),
+    **_rows(POINT, pointwise.join, "div sub rsub lerp addcdiv maximum minimum dropout native_dropout bernoulli "
+            "masked_scale real imag complex polar _to_cpu nan_to_num clamp hardtanh threshold "
+            "prelu _prelu_kernel rrelu_with_noise native_dropout_backward_mask"),
+    **_rows(POINT, pointwise.grad_of, "gelu_backward silu_backward sigmoid_backward tanh_backward "
+            "threshold_backward leaky_relu_backward elu_backward softplus_backward hardswish_backward "
+            "hardsigmoid_backward hardtanh_backward mish_backward logit_backward log_sigmoid_backward "
+            "native_dropout_backward softshrink_backward hardshrink_backward"),
+    # -- reductions: S(out) = union over the reduced dims
+    **_rows(LEAVE, reduce.over, "sum mean nansum prod amax amin any all logsumexp argmax argmin std var "
+            "linalg_vector_norm norm count_nonzero nanmedian"),
+    **_rows(LEAVE, reduce.several, "max min median mode var_mean std_mean aminmax kthvalue"),
+    **_rows(LEAVE, reduce.one_dim, "_softmax _log_softmax _safe_softmax sort topk argsort msort"),
+    **_rows(LEAVE, reduce.softmax_backward, "_softmax_backward_data _log_softmax_backward_data"),
+    **_rows(LEAVE, reduce.running, "cumsum cumprod cummax cummin logcumsumexp"),
+    **_rows(LEAVE, reduce.norm_each, "_foreach_norm"),
+    **_rows(LEAVE, reduce.whole, "histc isin linalg_qr linalg_cholesky cholesky linalg_svd _linalg_svd linalg_inv_ex "
+            "linalg_cholesky_ex _linalg_eigh cholesky_inverse multinomial searchsorted bucketize"),
+    **_rows(LEAVE, reduce.whole, "equal is_nonzero _local_scalar_dense item _is_all_true _is_any_true", escapes=True),
+    # -- products: S(out[i, j]) = union over k of S(A[i, k]) | S(B[k, j]) where neither factor is 0
+    **_rows(LEAVE, matmul.mm, "mm bmm"),
+    **_rows(LEAVE, matmul.addmm, "addmm baddbmm"),
+    **_rows(LEAVE, matmul.mv, "mv"),
+    **_rows(LEAVE, matmul.addmv, "addmv"),
+    **_rows(LEAVE, matmul.dot, "dot vdot"),
+    **_rows(LEAVE, matmul.ger, "ger outer"),
+    # -- attention: S(q_i) | S(mask_i) | union of S(k_j) | S(v_j) over visible j
+    **_rows(LEAVE, attention.forward, "_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention "
+            "_scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention "
+            "_scaled_dot_product_fused_attention_overrideable"),
+    **_rows(LEAVE, attention.backward, "_scaled_dot_product_flash_attention_for_cpu_backward "
+            "_scaled_dot_product_flash_attention_backward _scaled_dot_product_efficient_attention_backward "
+            "_scaled_dot_product_cudnn_attention_backward _scaled_dot_product_fused_attention_overrideable_backward"),
+    **_rows(LEAVE, encoder.encoder_layer, "_transformer_encoder_layer_fwd"),
+    **_rows(LEAVE, encoder.multi_head, "_native_multi_head_attention"),
+    # -- normalisations: statistics couple the normalised elements
+    **_rows(LEAVE, norm.layer_norm, "native_layer_norm"),
+    **_rows(LEAVE, norm.layer_norm_backward, "native_layer_norm_backward"),
+    **_rows(LEAVE, norm.fused_rms_norm, "_fused_rms_norm"),
+    **_rows(LEAVE, norm.fused_rms_norm_backward, "_fused_rms_norm_backward"),
+    **_rows(LEAVE, norm.batch_norm, "native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training "
+            "_batch_norm_with_update _batch_norm_no_update cudnn_batch_norm"),
+    **_rows(LEAVE, norm.group_norm, "native_group_norm"),
+    # -- losses: readouts when the target is a verbatim label
+    **_rows(READ, loss.nll_loss, "nll_loss_forward nll_loss2d_forward"),
+    **_rows(LEAVE, loss.nll_loss_backward, "nll_loss_backward nll_loss2d_backward"),
+    **_rows(LEAVE, loss.mse_like, "mse_loss smooth_l1_loss huber_loss binary_cross_entropy l1_loss"),
+    # -- optimizers: parameter i and its state depend on everything of parameter i
+    **_rows(LEAVE, optim.fused, "_fused_adam _fused_adamw _fused_sgd _fused_adagrad"),
+    **_rows(LEAVE, optim.unscale, "_amp_foreach_non_finite_check_and_unscale"),
+    **_rows(LEAVE, reduce.whole, "_amp_update_scale"),
+}  # fmt: skip
+
+POINTWISE = Rule(POINT, pointwise.join)
+UNKNOWN = Rule(OPAQUE, fallback.opaque)
+
+
+def functional_name(func: torch._ops.OpOverload) -> str:
+    """``aten::_foreach_add_.List`` gives ``add``: the row that a variant shares with its functional form."""
+    name: str = func._schema.name.split("::")[1]
+    if name.endswith("_") and not name.endswith("__"):
+        name = name[:-1]
+    if name in TABLE:
+        return name
+    return name.removeprefix("_foreach_")
+
+
+def find(func: torch._ops.OpOverload) -> Rule:
+    """The rule of an op: its row, else the pointwise rule by tag, else unknown."""
+    row = TABLE.get(functional_name(func))
+    if row is not None:
+        return row
+    foreach = func._schema.name.split("::")[1].startswith("_foreach_")
+    return POINTWISE if fallback.pointwise_tag(func) or foreach else UNKNOWN

@@ -1,0 +1,124 @@
+"""The one argument of every rule: an operation with named arguments, their supports and their values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from causaltrace.lattice.cells import Algebra, Cells
+
+Result = Cells | None | list[Cells | None]
+
+
+class OpCall:
+    """One operation, seen on one plane.
+
+    ``args`` maps schema names to values (defaults left out: use ``get``). ``cells(name)`` is the support of
+    a tensor argument (a list for list arguments) on the plane that is being computed; None is bottom.
+    ``out`` is what the op returned, or None when the rule runs before an in-place op.
+    """
+
+    __slots__ = ("_cells", "args", "backward", "lattice", "name", "out", "plane", "selects")
+
+    def __init__(
+        self, name: str, args: dict[str, Any], cells: Callable[[Tensor], Cells | None], lattice: Algebra,
+        plane: str = "support", backward: bool = False, out: Any = None, selects: bool = False,
+    ) -> None:
+        self.name, self.args, self._cells, self.lattice = name, args, cells, lattice
+        self.plane, self.backward, self.out, self.selects = plane, backward, out, selects
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return self.args.get(name, default)
+
+    def tensor(self, name: str) -> Tensor:
+        value = self.args[name]
+        assert isinstance(value, Tensor), name
+        return value
+
+    def of(self, value: Any) -> Cells | None:
+        """Support of a tensor; anything else is bottom."""
+        return self._cells(value) if isinstance(value, Tensor) else None
+
+    def cells(self, name: str) -> Cells | None:
+        return self.of(self.args.get(name))
+
+    def inputs(self) -> list[Tensor]:
+        """Every tensor argument, lists flattened."""
+        out: list[Tensor] = []
+        for value in self.args.values():
+            if isinstance(value, Tensor):
+                out.append(value)
+            elif isinstance(value, (list, tuple)):
+                out += [v for v in value if isinstance(v, Tensor)]
+        return out
+
+    @property
+    def moves_values(self) -> bool:
+        """Is this one of the planes on which indices and conditions count (``support``, ``possible``)?"""
+        return self.plane in ("support", "possible")
+
+    def dim(self, default: int | None = None, name: str = "dim", ndim: int | None = None) -> int:
+        """A dim argument, non-negative."""
+        d = self.get(name, default)
+        n = self.tensor("self").ndim if ndim is None else ndim
+        return int(d) % max(n, 1)
+
+    def dims(self, name: str = "dim", of: str = "self") -> list[int]:
+        """A list-of-dims argument, non-negative; none or empty means all."""
+        n = self.tensor(of).ndim
+        value = self.get(name)
+        if isinstance(value, int):
+            value = [value]
+        if not value:
+            return list(range(n))
+        return sorted({int(d) % max(n, 1) for d in value})
+
+
+def live(t: Tensor, keep: Sequence[int]) -> Tensor:
+    """Is anything nonzero? One bool per index of the dims ``keep``; the others become size 1."""
+    flags = t != 0
+    for d in range(t.ndim):
+        if d not in keep and flags.shape[d] != 1:
+            flags = flags.any(d, keepdim=True)
+    return flags
+
+
+def varied(*cells: Cells | None, ndim: int) -> set[int]:
+    """The dims along which some of these supports differ (aligned from the right)."""
+    out: set[int] = set()
+    for c in cells:
+        if c is not None:
+            shift = ndim - len(c.dims)
+            out |= {d + shift for d, n in enumerate(c.dims) if n != 1}
+    return out
+
+
+def absorb(op: OpCall, factor: Tensor, own: Cells | None, other: Cells | None) -> Cells | None:
+    """Support of ``factor * anything``: where ``factor`` is exactly 0 only its own support counts.
+
+    Sound because the absorber's support stays. Zeros are looked for at the granularity of the supports:
+    a whole slice along dims on which neither support varies must be zero to cut the other operand.
+    """
+    lattice = op.lattice
+    if other is None or other is own:
+        return own
+    joined = lattice.join(own, other)
+    if joined is own:
+        return own
+    mask = live(factor, tuple(varied(own, other, ndim=factor.ndim)))
+    if len(other.dims) > factor.ndim:
+        mask = mask.reshape((1,) * (len(other.dims) - factor.ndim) + tuple(mask.shape))
+    return lattice.join(own, lattice.keep(other, mask))
+
+
+def matters(op: OpCall, factor: Tensor, own: Cells | None, partner: Tensor) -> bool:
+    """Is it worth looking for zeros in ``factor``? Only precision is at stake, never soundness.
+
+    Gradients, masks and broadcast factors often hold exact zeros; a weight or an activation does not.
+    """
+    if op.backward or not factor.dtype.is_floating_point or factor.numel() < partner.numel():
+        return not (factor.requires_grad and own is None)
+    return own is None and not factor.requires_grad

@@ -1,0 +1,33 @@
+"""What to do with an op that no rule covers: say so, and assume that everything flowed."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from causaltrace.lattice.cells import Cells
+from causaltrace.rules.call import OpCall, Result
+
+
+def nothing(op: OpCall) -> Result:
+    """The values depend on no tensor value (factories, shapes, random numbers)."""
+    return [None] * len(op.out) if isinstance(op.out, (tuple, list)) else None
+
+
+def opaque(op: OpCall) -> Result:
+    """Union of all inputs into all outputs and all written arguments (used on the ``possible`` plane)."""
+    whole = op.lattice.join(*[op.lattice.everything(op.of(t)) for t in op.inputs()])
+    if whole is None:
+        return None
+    outs = op.out if isinstance(op.out, (tuple, list)) else [op.out]
+    flat: list[object] = []
+    for o in outs:
+        flat += o if isinstance(o, (tuple, list)) else [o]
+    cells: list[Cells | None] = [
+        op.lattice.reshaped(whole, (1,) * o.ndim) if isinstance(o, Tensor) else None for o in flat
+    ]
+    return cells
+
+
+def pointwise_tag(func: torch._ops.OpOverload) -> bool:
+    return torch.Tag.pointwise in func.tags

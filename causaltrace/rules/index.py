@@ -1,0 +1,305 @@
+"""Reads and writes by index.
+
+Read: S(index) | S(element read). Write: every place that could have been written gets S(index), not only
+the place that was. ``op.selects`` marks a readout: a class picked at a verbatim label, whose result keeps
+the support of the whole row and not that of the label.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from causaltrace.lattice.cells import Cells
+from causaltrace.rules.call import OpCall, Result, live
+
+
+def embedding(op: OpCall) -> Result:
+    """out[i] = S(index_i) | S(row index_i)."""
+    lattice = op.lattice
+    index, table = op.tensor("indices"), op.cells("weight")
+    where = op.cells("indices")
+    where = None if where is None else lattice.unsqueeze(where, len(where.dims))
+    if table is None or not op.moves_values and table is None:
+        return where
+    if table.dims[0] == 1:
+        rows = lattice.reshaped(table, (1,) * index.ndim + (table.dims[1],))
+    else:
+        rows = lattice.move(table, lambda data: data[index], held=index.numel() * 8)
+    return lattice.join(rows, where)
+
+
+def embedding_backward(op: OpCall) -> Result:
+    """Gradient of a table: any row could have been read, so every row gets S(index) of the positions whose
+    gradient is not zero, and S(gradient)."""
+    lattice = op.lattice
+    grad, index = op.tensor("grad_output"), op.cells("indices")
+    own = op.cells("grad_output")
+    last = grad.ndim - 1
+    if index is not None:
+        mask = live(grad, tuple(range(last)))[..., 0]
+        index = lattice.keep(index, mask)
+    whole = lattice.join(lattice.everything(own, 2), lattice.everything(index, 2))
+    return whole
+
+
+def _class_row(op: OpCall, c: Cells | None, dim: int) -> Cells | None:
+    return op.lattice.reduce(c, [dim])
+
+
+def gather(op: OpCall) -> Result:
+    """out[.., i, ..] = S(index) | S(self at index along dim); a readout takes the whole row instead."""
+    lattice = op.lattice
+    x, index = op.tensor("self"), op.tensor("index")
+    c = op.cells("self")
+    if not x.ndim or not index.ndim:
+        return lattice.join(c, op.cells("index") if op.moves_values else None)
+    dim = op.dim()
+    if c is not None:
+        if op.selects and op.moves_values:
+            c = _class_row(op, c, dim)
+        c = _narrowed(op, c, index.shape, dim)
+        if c.dims[dim] != 1:
+            wide = [index.shape[d] if d == dim or c.dims[d] != 1 else 1 for d in range(x.ndim)]
+            rest = [d for d in range(x.ndim) if d != dim and wide[d] == 1 and index.shape[d] != 1]
+            if rest:  # the index varies where the support does not
+                wide = list(index.shape)
+            source = [c.dims[dim] if d == dim else wide[d] for d in range(x.ndim)]
+            places = index.expand(wide) if not rest else index
+            c = lattice.move(
+                c,
+                lambda data: torch.gather(
+                    data.expand(*source, data.shape[-1]),
+                    dim,
+                    places.unsqueeze(-1).expand(*wide, data.shape[-1]),
+                ),
+                held=index.numel() * 8,
+            )
+    return lattice.join(c, op.cells("index") if op.moves_values else None)
+
+
+def _narrowed(op: OpCall, c: Cells, shape: torch.Size, dim: int) -> Cells:
+    """gather reads only the leading part of every other dim."""
+    cut = [d for d in range(len(c.dims)) if d != dim and c.dims[d] not in (1, shape[d])]
+    if not cut:
+        return c
+    slices = tuple(slice(0, shape[d]) if d in cut else slice(None) for d in range(len(c.dims)))
+    return op.lattice.move(c, lambda data: data[slices])
+
+
+def index_select(op: OpCall) -> Result:
+    """out = self along dim at the indices."""
+    lattice = op.lattice
+    c, index = op.cells("self"), op.tensor("index")
+    dim = op.dim()
+    if c is not None and c.dims[dim] != 1:
+        c = lattice.move(c, lambda data: data.index_select(dim, index), held=index.numel() * 8)
+    where = op.cells("index") if op.moves_values else None
+    if where is not None:
+        shape = [1] * op.tensor("self").ndim
+        shape[dim] = where.data.shape[0] if len(where.dims) else 1
+        where = lattice.reshaped(where, tuple(shape))
+    return lattice.join(c, where)
+
+
+def index(op: OpCall) -> Result:
+    """self[indices]: advanced indexing with tensors (None: a whole dim), in torch's order of result dims."""
+    lattice = op.lattice
+    x = op.tensor("self")
+    indices = list(op.args["indices"])
+    c = op.cells("self")
+    if c is not None:
+        if op.selects and op.moves_values:  # a readout: the class dim is the last one indexed
+            last = max(d for d, t in enumerate(indices) if t is not None)
+            c = _class_row(op, c, last)
+        if any(c.dims[d] != 1 for d, t in _spans(indices) if t is not None):
+            wide = [x.shape[d] if d in _indexed(indices) else c.dims[d] for d in range(x.ndim)]
+            c = lattice.move(
+                c, lambda data: _take(data.expand(*wide, data.shape[-1]), indices), held=_held(indices)
+            )
+        else:
+            shape = _result_dims(x, indices, c)
+            c = lattice.reshaped(c, shape)
+    where = _selector(op, indices) if op.moves_values else None
+    if where is not None:
+        where = lattice.reshaped(where, (1,) * op.out.ndim) if isinstance(op.out, Tensor) else where
+    exact = _index_cells(op, x, indices) if op.moves_values else None
+    return lattice.join(c, exact if exact is not None else where)
+
+
+def _held(indices: Sequence[Tensor | None]) -> int:
+    return sum(t.numel() * 8 for t in indices if t is not None)
+
+
+def _spans(indices: Sequence[Tensor | None]) -> list[tuple[int, Tensor | None]]:
+    """Which dim of self each index starts at (a bool mask takes as many dims as it has)."""
+    out = []
+    d = 0
+    for t in indices:
+        width = t.ndim if t is not None and t.dtype in (torch.bool, torch.uint8) else 1
+        for i in range(width):
+            out.append((d + i, t))
+        d += width
+    return out
+
+
+def _indexed(indices: Sequence[Tensor | None]) -> set[int]:
+    return {d for d, t in _spans(indices) if t is not None}
+
+
+def _take(data: Tensor, indices: Sequence[Tensor | None]) -> Tensor:
+    places = tuple(slice(None) if t is None else t for t in indices)
+    return data[places]
+
+
+def _result_dims(x: Tensor, indices: Sequence[Tensor | None], c: Cells) -> tuple[int, ...]:
+    """Dims of the result when nothing varies along the indexed dims."""
+    probe = torch.empty((), device="meta").expand(x.shape)
+    expanded = _expanded(indices)
+    shapes = torch.broadcast_shapes(*[t.shape for t in expanded if t is not None])
+    used = [d for d, t in enumerate(expanded) if t is not None]
+    front = used[0] if used == list(range(used[0], used[-1] + 1)) else 0
+    rest = [c.dims[d] for d in range(probe.ndim) if d not in used]
+    before = front if used == list(range(used[0], used[-1] + 1)) else 0
+    return tuple(rest[:before] + [1] * len(shapes) + rest[before:])
+
+
+def _expanded(indices: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Bool masks as the index tensors that they stand for."""
+    out: list[Tensor | None] = []
+    for t in indices:
+        if t is not None and t.dtype in (torch.bool, torch.uint8):
+            out += list(t.nonzero().unbind(1))
+        else:
+            out.append(t)
+    return out
+
+
+def _selector(op: OpCall, indices: Sequence[Tensor | None]) -> Cells | None:
+    """Everything that the indices depend on."""
+    return op.lattice.join(*[op.lattice.everything(op.of(t)) for t in indices if t is not None])
+
+
+def _index_cells(op: OpCall, x: Tensor, indices: Sequence[Tensor | None]) -> Cells | None:
+    """Supports of integer indices, element by element, in the place of the indexed dims."""
+    if any(t is not None and t.dtype in (torch.bool, torch.uint8) for t in indices):
+        return None  # which elements a mask selects depends on all of it
+    lattice = op.lattice
+    joined = lattice.join(*[op.of(t) for t in indices if t is not None])
+    if joined is None:
+        return None
+    used = [d for d, t in enumerate(indices) if t is not None]
+    n = max(t.ndim for t in indices if t is not None)
+    joined = lattice.aligned(joined, n)
+    together = used == list(range(used[0], used[-1] + 1))
+    before = used[0] if together else 0
+    after = x.ndim - len(used) - before
+    return lattice.reshaped(joined, (1,) * before + joined.dims + (1,) * after)
+
+
+def index_put(op: OpCall) -> Result:
+    """self with values written at the indices: every place may have been written, so all get S(indices)."""
+    lattice = op.lattice
+    x, values = op.tensor("self"), op.tensor("values")
+    indices = list(op.args["indices"])
+    base, new = op.cells("self"), op.cells("values")
+    accumulate = bool(op.get("accumulate", False))
+    if new is not None or (base is not None and not accumulate):
+        some = new or base
+        assert some is not None
+        width = some.data.shape[-1]
+        parents = [c for c in (base, new) if c is not None]
+
+        def fn(*data: Tensor) -> Tensor:
+            rest = list(data)
+            old = rest.pop(0) if base is not None else torch.full((1,) * (x.ndim + 1), -1, device=some.data.device)
+            fresh = rest.pop(0) if new is not None else torch.full((1,) * (values.ndim + 1), -1, device=some.data.device)
+            full = old.to(some.data.dtype).expand(*x.shape, width).clone(memory_format=torch.contiguous_format)
+            places = tuple(slice(None) if t is None else t for t in indices)
+            target = full[places]
+            put = fresh.to(full.dtype).expand(*values.shape, width).expand(target.shape)
+            if not accumulate:
+                full[places] = put
+                return full
+            ids = torch.arange(x.numel(), device=full.device).view(x.shape)[places].reshape(-1)
+            flat = full.view(-1, width)
+            flat.scatter_reduce_(0, ids.unsqueeze(-1).expand(-1, width), put.reshape(-1, width), "amax")
+            return full
+
+        if new is None or new.uniform and x.numel() > 1 << 22:
+            out: Cells | None = lattice.join(base, None if new is None else lattice.everything(new, x.ndim))
+            if new is None:
+                out = lattice.make(fn, *parents, share=True)
+        else:
+            out = lattice.make(fn, *parents, share=True, held=_held(indices))
+    else:
+        out = base
+    if op.moves_values and (where := _selector(op, indices)) is not None:
+        out = lattice.join(out, lattice.reshaped(where, (1,) * x.ndim))
+    return out
+
+
+def scatter(op: OpCall) -> Result:
+    """scatter, scatter_add, scatter_reduce: written places depend on their values and on all the indices of
+    their line along dim (any of them could have pointed here)."""
+    lattice = op.lattice
+    x, index = op.tensor("self"), op.tensor("index")
+    dim = op.dim()
+    src = op.args.get("src", op.args.get("value"))
+    base, new = op.cells("self"), op.of(src)
+    out = base
+    if new is not None:
+        line = lattice.reduce(_narrowed(op, new, index.shape, dim), [dim])
+        out = lattice.join(out, _padded(op, line, x, dim))
+    if op.moves_values and (where := op.cells("index")) is not None:
+        out = lattice.join(out, _padded(op, lattice.reduce(where, [dim]), x, dim))
+    return out
+
+
+def _padded(op: OpCall, c: Cells | None, x: Tensor, dim: int) -> Cells | None:
+    """The index may be shorter than self in the other dims: what lies beyond is not written."""
+    if c is None:
+        return None
+    short = [d for d in range(x.ndim) if d != dim and c.dims[d] not in (1, x.shape[d])]
+    if not short:
+        return c
+    widths = [0, 0]
+    for d in reversed(range(x.ndim)):
+        widths += [0, x.shape[d] - c.dims[d] if d in short else 0]
+    return op.lattice.move(c, lambda data: torch.constant_pad_nd(data, widths, -1))
+
+
+def index_write(op: OpCall) -> Result:
+    """index_add, index_copy, index_fill: lines along dim depend on self, all sources and the indices."""
+    lattice = op.lattice
+    x = op.tensor("self")
+    dim = op.dim()
+    src = op.args.get("source", op.args.get("value"))
+    new = op.of(src)
+    line = None
+    if new is not None:
+        line = lattice.reduce(new, [dim]) if len(new.dims) == x.ndim else lattice.everything(new, x.ndim)
+    where = lattice.everything(op.cells("index"), x.ndim) if op.moves_values else None
+    return lattice.join(op.cells("self"), line, where)
+
+
+def masked_select(op: OpCall) -> Result:
+    """x[mask] as a vector: elements move, and depend on the whole mask."""
+    lattice = op.lattice
+    x, mask = op.tensor("self"), op.tensor("mask")
+    c = op.cells("self")
+    shape = torch.broadcast_shapes(x.shape, mask.shape)
+    if c is not None:
+        c = lattice.move(c, lambda data: data.expand(*shape, data.shape[-1])[mask.expand(shape)], held=mask.numel())
+    where = lattice.everything(op.cells("mask"), 1) if op.moves_values else None
+    return lattice.join(c, where)
+
+
+def nonzero(op: OpCall) -> Result:
+    """Where the nonzeros are depends on every element; so does how many there are (a host escape)."""
+    c = op.lattice.everything(op.cells("self"))
+    outs = op.out if isinstance(op.out, (tuple, list)) else [op.out]
+    cells = [None if c is None else op.lattice.reshaped(c, (1,) * o.ndim) for o in outs]
+    return cells if isinstance(op.out, (tuple, list)) else cells[0]

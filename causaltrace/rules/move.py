@@ -1,0 +1,251 @@
+"""Movement: elements keep their values and change places, so every plane moves the same way.
+
+The rule runs the same movement on the shadow. What an index or a condition depends on joins in on the
+planes where that counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from causaltrace.lattice.cells import Cells
+from causaltrace.rules.call import OpCall, Result, live, varied
+
+
+def same(op: OpCall) -> Result:
+    """out = self, element by element (clone, casts, copies)."""
+    return op.cells("self")
+
+
+def copy(op: OpCall) -> Result:
+    """copy_: out = src, broadcast to self."""
+    return op.cells("src")
+
+
+def _data(c: Cells | None, t: Tensor, width: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    if c is not None:
+        return c.data
+    return torch.full((1,) * t.ndim + (width,), -1, device=device, dtype=dtype)
+
+
+def _several(
+    op: OpCall, tensors: Sequence[Tensor], fn: Callable[..., Tensor], full: bool = False, held: int = 0
+) -> Cells | None:
+    """``fn`` over the data of several tensors, bottom spelt out where it must be."""
+    cells = [op.of(t) for t in tensors]
+    known = next((c for c in cells if c is not None), None)
+    if known is None:
+        return None
+    width, device, dtype = known.data.shape[-1], known.data.device, known.data.dtype
+    blanks = [_data(None, t, width, device, dtype) for t in tensors]
+
+    def over(*present: Tensor) -> Tensor:
+        rest = iter(present)
+        data = [next(rest) if c is not None else b for c, b in zip(cells, blanks, strict=True)]
+        return fn(*data)
+
+    return op.lattice.move(known, fn) if len(cells) == 1 else op.lattice.make(
+        over, *[c for c in cells if c is not None], share=False, held=held
+    )
+
+
+def cat(op: OpCall) -> Result:
+    """out = the inputs one after the other along dim."""
+    tensors = [t for t in op.args["tensors"] if t.numel() or t.ndim != 1]
+    if not tensors:
+        return None
+    dim = int(op.get("dim", 0)) % tensors[0].ndim
+    if all(op.of(t) is op.of(tensors[0]) for t in tensors):
+        first = op.of(tensors[0])
+        if first is None or first.dims[dim] == 1:
+            return first
+    sizes = [t.shape[dim] for t in tensors]
+
+    def fn(*data: Tensor) -> Tensor:
+        shape = [max(d.shape[i] for d in data) for i in range(data[0].ndim)]
+        parts = []
+        for d, size in zip(data, sizes, strict=True):
+            shape[dim] = size
+            parts.append(d.expand(shape))
+        return torch.cat(parts, dim)
+
+    return _several(op, tensors, fn)
+
+
+def stack(op: OpCall) -> Result:
+    """out[i] = tensor i."""
+    tensors = op.args["tensors"]
+    n = tensors[0].ndim + 1
+    dim = int(op.get("dim", 0)) % n
+
+    def fn(*data: Tensor) -> Tensor:
+        shape = torch.broadcast_shapes(*[d.shape for d in data])
+        return torch.stack([d.expand(shape) for d in data], dim)
+
+    return _several(op, tensors, fn)
+
+
+def permuted(fn: Callable[[Tensor, OpCall], Tensor], touched: Callable[[OpCall], Sequence[int]]) -> Callable[[OpCall], Result]:
+    """A movement within the dims ``touched``; where the support is the same along all of them, nothing."""
+
+    def rule(op: OpCall) -> Result:
+        c = op.cells("self")
+        if c is None:
+            return None
+        dims = touched(op)
+        sizes = op.tensor("self").shape
+        if all(c.dims[d] == 1 for d in dims):
+            return c
+        wide = [sizes[d] if d in dims else c.dims[d] for d in range(len(sizes))]
+        return op.lattice.move(c, lambda data: fn(data.expand(*wide, data.shape[-1]), op))
+
+    return rule
+
+
+flip = permuted(lambda data, op: data.flip(op.dims("dims")), lambda op: op.dims("dims"))
+
+
+def _roll(data: Tensor, op: OpCall) -> Tensor:
+    shifts, dims = op.args["shifts"], op.get("dims") or ()
+    if not dims:
+        shape = data.shape
+        return data.reshape(-1, shape[-1]).roll(shifts, 0).reshape(shape)
+    return data.roll(shifts, op.args["dims"] if min(dims) >= 0 else [d % (data.ndim - 1) for d in dims])
+
+
+roll = permuted(_roll, lambda op: op.dims("dims"))
+
+
+def repeat(op: OpCall) -> Result:
+    """out = self tiled."""
+    c = op.cells("self")
+    if c is None:
+        return None
+    times = list(op.args["repeats"])
+    x = op.tensor("self")
+    c = op.lattice.aligned(c, len(times))
+    sizes = (1,) * (len(times) - x.ndim) + tuple(x.shape)
+    tiles = [t if n != 1 and c.dims[d] != 1 else 1 for d, (t, n) in enumerate(zip(times, sizes, strict=True))]
+    return op.lattice.move(c, lambda data: data.repeat(*tiles, 1))
+
+
+def pad(op: OpCall) -> Result:
+    """constant_pad_nd: the padding depends on nothing."""
+    c = op.cells("self")
+    if c is None:
+        return None
+    widths = list(op.args["pad"])
+    x = op.tensor("self")
+    padded = [x.ndim - 1 - i // 2 for i, w in enumerate(widths) if w]
+    wide = [x.shape[d] if d in padded else c.dims[d] for d in range(x.ndim)]
+    return op.lattice.move(
+        c,
+        lambda data: torch.constant_pad_nd(
+            data.expand(*wide, data.shape[-1]),
+            [0, 0] + [w if (x.ndim - 1 - i // 2) in padded else 0 for i, w in enumerate(widths)],
+            -1,
+        ),
+    )
+
+
+def where(op: OpCall) -> Result:
+    """out = the branch taken | S(condition); the branch not taken is cut."""
+    lattice = op.lattice
+    cond = op.tensor("condition") if "condition" in op.args else op.tensor("mask")
+    return lattice.join(_choose(op, cond, op.args.get("self"), op.args.get("other")), _condition(op, cond))
+
+
+def _condition(op: OpCall, cond: Tensor) -> Cells | None:
+    return op.of(cond) if op.moves_values else None
+
+
+def _choose(op: OpCall, cond: Tensor, yes: Any, no: Any) -> Cells | None:
+    """Elements of ``yes`` where ``cond``, else of ``no``."""
+    lattice = op.lattice
+    cy, cn = op.of(yes), op.of(no)
+    if cy is cn:
+        return cy
+    if op.moves_values:
+        dims = varied(cy, cn, ndim=cond.ndim)
+        picked_yes = live(cond, tuple(dims)) if cond.ndim else cond
+        picked_no = live(~cond, tuple(dims)) if cond.ndim else ~cond
+        return lattice.join(lattice.keep(cy, _align(picked_yes, cy)), lattice.keep(cn, _align(picked_no, cn)))
+    return lattice.join(lattice.keep(cy, _align(cond, cy)), lattice.keep(cn, _align(~cond, cn)))
+
+
+def _align(mask: Tensor, c: Cells | None) -> Tensor:
+    missing = 0 if c is None else len(c.dims) - mask.ndim
+    return mask.reshape((1,) * missing + tuple(mask.shape)) if missing > 0 else mask
+
+
+def masked_fill(op: OpCall) -> Result:
+    """out = value where mask, else self; | S(mask)."""
+    mask = op.tensor("mask")
+    out = _choose(op, mask, op.args.get("value"), op.tensor("self"))
+    return op.lattice.join(out, _condition(op, mask))
+
+
+def slice_backward(op: OpCall) -> Result:
+    """select_backward, slice_backward, diagonal_backward ...: the gradient in its place, 0 elsewhere."""
+    c = op.cells("grad_output") or op.cells("grad")
+    if c is None:
+        return None
+    sizes = list(op.args["input_sizes"] if "input_sizes" in op.args else op.args["input_size"])
+    return _scatter_view(op, c, None, sizes, op.tensor("grad_output").shape)
+
+
+def _scatter_view(op: OpCall, c: Cells, base: Cells | None, sizes: Sequence[int], view_shape: torch.Size) -> Cells:
+    """``base`` with the view that the op's arguments name replaced by ``c``."""
+
+    def view(full: Tensor) -> Tensor:
+        g = op.get
+        if op.name.startswith("select"):
+            return full.select(g("dim") % len(sizes), g("index"))
+        if op.name.startswith("slice"):
+            dim = g("dim", 0) % len(sizes)
+            start, end, step = g("start"), g("end"), g("step", 1)
+            return full[(slice(None),) * dim + (slice(start, end, step),)]
+        return full.diagonal(g("offset", 0), g("dim1", 0) % len(sizes), g("dim2", 1) % len(sizes)).movedim(-1, -2)
+
+    def fn(data: Tensor, *old: Tensor) -> Tensor:
+        width = data.shape[-1]
+        full = (
+            old[0].expand(*sizes, width).clone(memory_format=torch.contiguous_format)
+            if old
+            else torch.full((*sizes, width), -1, device=data.device, dtype=data.dtype)
+        )
+        view(full).copy_(data)
+        return full
+
+    # dims that the view does not touch and along which nothing varies stay compressed
+    named = {int(op.get(k, 0)) % len(sizes) for k in ("dim", "dim1", "dim2") if k in op.args}
+    shrunk = list(sizes)
+    if not op.name.startswith("diagonal") and (base is None or base.data.numel() >= 0):
+        dim = next(iter(named)) if named else 0
+        for d in range(len(sizes)):
+            if d == dim:
+                continue
+            own = c.dims[d if d < dim or not op.name.startswith("select") else d - 1]
+            if own == 1 and (base is None or base.dims[d] == 1):
+                shrunk[d] = 1
+        sizes = shrunk
+    parents = [c] if base is None else [c, base]
+    return op.lattice.make(fn, *parents, share=False)
+
+
+def slice_scatter(op: OpCall) -> Result:
+    """slice_scatter, select_scatter, diagonal_scatter: self with a view replaced by src."""
+    c, base = op.cells("src"), op.cells("self")
+    if c is None and base is None:
+        return None
+    x = op.tensor("self")
+    some = c or base
+    assert some is not None
+    if c is None:
+        blank = torch.full((1,) * op.tensor("src").ndim + (some.data.shape[-1],), -1, device=some.data.device)
+        c = Cells(blank.to(some.data.dtype))
+    return _scatter_view(op, c, base, list(x.shape), op.tensor("src").shape)

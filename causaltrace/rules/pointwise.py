@@ -1,0 +1,127 @@
+"""Element-wise operations: out[i] depends on every operand at i, less what an exact zero absorbs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from causaltrace.lattice.cells import Cells
+from causaltrace.rules.call import OpCall, Result, absorb, live, matters, varied
+
+#: A finite mask value this low is -inf for a softmax (DESIGN 2.2).
+MASK_VALUE = -1e9
+
+
+def join(op: OpCall) -> Result:
+    """out = union of all operands."""
+    return op.lattice.join(*[op.of(t) for t in op.inputs()])
+
+
+def mul(op: OpCall) -> Result:
+    """out = a | b; an exact 0 in one cuts the other."""
+    a, b = op.args["self"], op.args["other"]
+    return _product(op, a, b)
+
+
+def _product(op: OpCall, a: object, b: object) -> Cells | None:
+    if not isinstance(a, Tensor):
+        a, b = b, a
+    assert isinstance(a, Tensor)
+    ca = op.of(a)
+    if not isinstance(b, Tensor):
+        return None if b == 0 and ca is not None else ca
+    cb = op.of(b)
+    if ca is cb:
+        return ca
+    cut_b = cb is not None and matters(op, a, ca, b)
+    cut_a = ca is not None and matters(op, b, cb, a)
+    if cut_a and cut_b:
+        return _meet(op, a, b, ca, cb)
+    if cut_b:
+        return absorb(op, a, ca, cb)
+    if cut_a:
+        return absorb(op, b, cb, ca)
+    return op.lattice.join(ca, cb)
+
+
+def _meet(op: OpCall, a: Tensor, b: Tensor, ca: Cells | None, cb: Cells | None) -> Cells | None:
+    """Both operands may hold zeros: where a is 0 S(a) suffices, where only b is 0 S(b) does, else both."""
+    ndim = max(a.ndim, b.ndim)
+    dims = varied(ca, cb, ndim=ndim)
+    alive_a = live(a, [d - (ndim - a.ndim) for d in dims])
+    alive_b = live(b, [d - (ndim - b.ndim) for d in dims])
+    shape = torch.broadcast_shapes(alive_a.shape, alive_b.shape)
+    if len(shape) < ndim:
+        shape = torch.Size((1,) * (ndim - len(shape)) + tuple(shape))
+    kept_a = op.lattice.keep(ca, (alive_b | ~alive_a).expand(shape))
+    kept_b = op.lattice.keep(cb, alive_a.expand(shape))
+    return op.lattice.join(kept_a, kept_b)
+
+
+def div(op: OpCall) -> Result:
+    """out = a | b; an exact 0 numerator cuts the divisor only if that is surely finite: it is kept."""
+    return join(op)
+
+
+def add(op: OpCall) -> Result:
+    """out = a | b; a mask value that swallows the other operand (x + z == z, z <= -1e9 or -inf) cuts it."""
+    a, b = op.args["self"], op.args["other"]
+    if not isinstance(a, Tensor) or not isinstance(b, Tensor):
+        return op.of(a if isinstance(a, Tensor) else b)
+    if op.get("alpha", 1) == 0:
+        return op.of(a)
+    ca, cb = op.of(a), op.of(b)
+    lattice = op.lattice
+    if ca is None or cb is None:
+        masked = _swallows(op, b, a) if ca is not None else _swallows(op, a, b) if cb is not None else None
+        if masked is not None:
+            return lattice.keep(ca if ca is not None else cb, ~masked)
+    return lattice.join(ca, cb)
+
+
+def _swallows(op: OpCall, mask: Tensor, x: Tensor) -> Tensor | None:
+    """Where ``mask`` is so low that adding ``x`` does not change it; None if nowhere."""
+    if op.backward or not mask.dtype.is_floating_point or mask.requires_grad or mask.ndim < 2:
+        return None
+    low = max(MASK_VALUE, torch.finfo(mask.dtype).min / 2)
+    if mask.device.type == "cpu" and not bool((mask <= low).any()):
+        return None
+    return (mask <= low) & ((x + mask).to(mask.dtype) == mask)
+
+
+def grad_of(op: OpCall) -> Result:
+    """Backward of an element-wise op: grad * f'(x); a zero gradient cuts the rest."""
+    grad = op.tensor("grad_output")
+    own = op.cells("grad_output")
+    rest = op.lattice.join(*[op.of(t) for t in op.inputs() if t is not grad])
+    return absorb(op, grad, own, rest)
+
+
+def addcmul(op: OpCall) -> Result:
+    """out = self | (tensor1 * tensor2)."""
+    product = _product(op, op.args["tensor1"], op.args["tensor2"])
+    return op.lattice.join(op.cells("self"), product)
+
+
+def fill(op: OpCall) -> Result:
+    """out = value, wherever self came from."""
+    return op.cells("value")
+
+
+def pow_(op: OpCall) -> Result:
+    """out = base | exponent; x ** 0 is 1."""
+    exponent = op.get("exponent")
+    if not isinstance(exponent, Tensor) and exponent == 0:
+        return None
+    return join(op)
+
+
+def tri(op: OpCall) -> Result:
+    """tril, triu: what is cut off is 0 and depends on nothing."""
+    x = op.tensor("self")
+    c = op.cells("self")
+    if c is None:
+        return None
+    n, m = x.shape[-2:]
+    kept = getattr(torch, op.name)(torch.ones(n, m, dtype=torch.bool, device=x.device), op.get("diagonal", 0))
+    return op.lattice.keep(c, kept)

@@ -1,0 +1,61 @@
+"""What an overload's schema says, worked out once: argument names, what is written, what is a view."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from causaltrace import rules
+from causaltrace._compat import has_composite_kernel
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """One overload. ``written``: names of mutated arguments; ``foreach``: a rule for each list element."""
+
+    name: str
+    full: str
+    rule: rules.Rule
+    names: tuple[str, ...]
+    written: tuple[str, ...]
+    view: bool
+    composite: bool
+    foreach: bool
+
+    def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Arguments by schema name; defaults left out."""
+        return dict(zip(self.names, args, strict=False), **kwargs)
+
+
+def describe(func: torch._ops.OpOverload) -> Op:
+    schema = func._schema
+    written = tuple(a.name for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write)
+    aliased = any(a.alias_info is not None for a in schema.arguments)
+    rule = rules.find(func)
+    name = rules.functional_name(func)
+    packet = schema.name.split("::")[1]
+    return Op(
+        name=name,
+        full=str(func),
+        rule=rule,
+        names=tuple(a.name for a in schema.arguments),
+        written=written,
+        view=rule.kind == rules.VIEW or (aliased and not written),
+        composite=has_composite_kernel(func),
+        foreach=packet.startswith("_foreach_"),
+    )
+
+
+def tensors(value: Any) -> list[Tensor]:
+    """Tensors in an argument or a result: itself, or in lists and tuples."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, (list, tuple)):
+        out: list[Tensor] = []
+        for v in value:
+            out += tensors(v)
+        return out
+    return []

@@ -1,0 +1,172 @@
+"""Shadow memory: what each storage's elements may depend on.
+
+A shadow belongs to a storage plus a geometry, never to a Python tensor, so views, ``detach``, ``.data``
+and in-place writes through any of them need no rule: they read and write the same memory.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from causaltrace._compat import storage_of
+from causaltrace.geometry import Geometry, assign, covers, natural, nested, view_of
+from causaltrace.lattice.cells import Algebra, Cells
+
+#: Elements that a partial write may expand a shadow to; larger ones fall back to one joined value.
+EXPAND_LIMIT = 1 << 26
+
+
+class Shadow(NamedTuple):
+    """The planes of a tensor. ``support``: labels that suffice for the value. ``possible``: support and
+    what may also have flowed (None: the same as support). ``label``: the stream position that an element
+    is a verbatim copy of. ``target``: the readout that an element is (see ``ledger.Readouts``). ``post``:
+    labels that entered after the readout. ``onehot``: the label position whose one-hot row this is.
+    ``pending``: readouts that an objective sums."""
+
+    support: Cells | None = None
+    possible: Cells | None = None
+    label: Cells | None = None
+    target: Cells | None = None
+    post: Cells | None = None
+    onehot: Cells | None = None
+    pending: tuple[object, ...] = ()
+
+    def planes(self, fn: Callable[[Cells], Cells | None]) -> Shadow | None:
+        """``fn`` on every plane; None when nothing is left."""
+        out = Shadow(*[None if c is None else fn(c) for c in self[:6]], self.pending)
+        return out if out else None
+
+    def __bool__(self) -> bool:
+        return bool(self.pending) or any(c is not None for c in self[:6])
+
+
+class Entry:
+    """The shadow of one storage: its base geometry, and the views of it that were asked for."""
+
+    __slots__ = ("base", "ref", "shadow", "views")
+
+    def __init__(self, ref: weakref.ref[torch.UntypedStorage], base: Geometry, shadow: Shadow) -> None:
+        self.ref, self.base, self.shadow = ref, base, shadow
+        self.views: dict[Geometry, Shadow | None] = {}
+
+
+def geometry(t: Tensor) -> Geometry:
+    return Geometry(t.storage_offset(), tuple(t.shape), t.stride(), t.itemsize)
+
+
+class Memory:
+    """Shadows by storage. Entries die with their storage; safe under autograd's device threads."""
+
+    def __init__(self, algebra: Algebra) -> None:
+        self._algebra = algebra
+        self._entries: dict[int, Entry] = {}
+        self._lock = threading.RLock()
+
+    def read(self, t: Tensor) -> Shadow | None:
+        entry = self._entries.get(id(storage_of(t)))
+        if entry is None:
+            return None
+        view = geometry(t)
+        if view == entry.base:
+            return entry.shadow
+        if view not in entry.views:
+            entry.views[view] = entry.shadow.planes(lambda cells: self._view(cells, entry.base, view))
+        return entry.views[view]
+
+    def known(self, t: Tensor) -> bool:
+        return id(storage_of(t)) in self._entries
+
+    def _view(self, cells: Cells, base: Geometry, view: Geometry) -> Cells | None:
+        if cells.uniform:
+            return self._algebra.reshaped(cells, (1,) * len(view.sizes))
+        key = (base, view)
+        out = cells.moved.get(key)
+        if out is None:
+            out = self._algebra.move(cells, lambda data: view_of(data, base, view))
+            cells.moved[key] = out
+        return out
+
+    def write(self, t: Tensor, shadow: Shadow | None) -> None:
+        """The elements of ``t`` now have ``shadow`` (None: they depend on no label)."""
+        storage = storage_of(t)
+        if t.numel() == 0:
+            return
+        key = id(storage)
+        entry = self._entries.get(key)
+        view = geometry(t)
+        if shadow is not None:
+            shadow = shadow.planes(lambda cells: self._algebra.aligned(cells, len(view.sizes)))
+        if entry is not None and entry.base == view or covers(view, storage.nbytes()):
+            if shadow is None:
+                self._entries.pop(key, None)
+            else:
+                self._insert(key, storage, view, shadow)
+            return
+        if entry is None and shadow is None:
+            return
+        base = entry.base if entry is not None else natural(view, storage.nbytes())
+        self._insert(key, storage, base, self._merge(entry, base, view, shadow))
+
+    def _insert(self, key: int, storage: torch.UntypedStorage, base: Geometry, shadow: Shadow | None) -> None:
+        with self._lock:
+            old = self._entries.get(key)
+            if shadow is None:
+                self._entries.pop(key, None)
+            elif old is not None:
+                old.base, old.shadow, old.views = base, shadow, {}
+            else:
+                entries = self._entries
+                ref = weakref.ref(storage, lambda _: entries.pop(key, None))
+                entries[key] = Entry(ref, base, shadow)
+
+    def _merge(self, entry: Entry | None, base: Geometry, view: Geometry, new: Shadow | None) -> Shadow | None:
+        """The base's shadow after a write to a part of it."""
+        old = entry.shadow if entry is not None else Shadow()
+        new = new if new is not None else Shadow()
+        if new.possible is not None or old.possible is not None:  # None stands for "as support": spell it out
+            new = new._replace(possible=new.possible or new.support)
+            old = old._replace(possible=old.possible or old.support)
+        elements = 1
+        for n in base.sizes:
+            elements *= n
+        exact = view.itemsize == base.itemsize and nested(base) and elements <= EXPAND_LIMIT
+        planes: list[Cells | None] = []
+        for before, after in zip(old[:6], new[:6], strict=True):
+            planes.append(self._overwrite(before, after, base, view) if exact else self._weak(before, after, base))
+        out = Shadow(*planes, tuple(dict.fromkeys(old.pending + new.pending)))
+        return out if out else None
+
+    def _overwrite(self, old: Cells | None, new: Cells | None, base: Geometry, view: Geometry) -> Cells | None:
+        if old is None and new is None:
+            return None
+        some = old or new
+        assert some is not None
+        width, device, dtype = some.data.shape[-1], some.data.device, some.data.dtype
+        empty = torch.full((1,) * len(base.sizes) + (width,), -1, device=device, dtype=dtype)
+        blank = torch.full((1,) * len(view.sizes) + (width,), -1, device=device, dtype=dtype)
+        parents = [c for c in (old, new) if c is not None]
+
+        def fn(*data: Tensor) -> Tensor:
+            before = data[0] if old is not None else empty
+            after = data[-1] if new is not None else blank
+            return assign(before, base, view, after)
+
+        return self._algebra.make(fn, *parents, share=old is not None)
+
+    def _weak(self, old: Cells | None, new: Cells | None, base: Geometry) -> Cells | None:
+        """A write that cannot be placed: everything may hold the new value or still the old one."""
+        lattice = self._algebra
+        return lattice.join(old, lattice.everything(new, len(base.sizes)))
+
+    def alive(self) -> Iterator[tuple[torch.UntypedStorage, Entry]]:
+        with self._lock:
+            entries = list(self._entries.values())
+        for entry in entries:
+            if (storage := entry.ref()) is not None:
+                yield storage, entry

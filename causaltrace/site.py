@@ -1,0 +1,28 @@
+"""Where an operation happened: phase, module path, op, and the user's file and line."""
+
+from __future__ import annotations
+
+import linecache
+from dataclasses import dataclass
+
+PHASES = ("input", "forward", "backward", "update", "readout", "score", "host")
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """One place in the watched program."""
+
+    phase: str
+    op: str
+    file: str
+    line: int
+    function: str = ""
+    module: str = ""
+
+    @property
+    def source(self) -> str:
+        """The stripped source line, or ``""`` when the file cannot be read."""
+        return linecache.getline(self.file, self.line).strip()
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}"

@@ -1,0 +1,243 @@
+"""The context manager: the one place where the parts are put together."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from causaltrace.boundary.host import Host
+from causaltrace.lattice.cells import Cells
+from causaltrace.policy import Judge
+from causaltrace.report.model import Finding, Notice, Report
+from causaltrace.shadow import Shadow
+from causaltrace.site import Site
+from causaltrace.stream import Stream, Streams, check_tokens, named
+from causaltrace.tracer import Recorder, Tracer
+
+Tokens = Tensor | Sequence[Tensor] | Mapping[str, Tensor] | None
+
+_current: Watch | None = None
+_lock = threading.Lock()
+
+
+class ViolationError(AssertionError):
+    """Raised by ``raise_if_violation``; its text is the report."""
+
+
+def current() -> Watch | None:
+    """The watch that is open now, if any."""
+    return _current
+
+
+class Watch:
+    """Follows labels through everything that runs inside the ``with`` block.
+
+    Args:
+        tokens: the label stream: an integer tensor (1-D stream, or 2-D rows one after the other), several of
+            them, or a mapping name -> tensor. Inputs and targets must be sliced from these inside the block.
+            None: the stream is found by itself, as the outside integer tensor whose elements index a loss.
+        order: which orders the status needs: "both", "stream" or "scored".
+        precision: "horizon" (latest label of each element; exact for the verdict).
+        documents: start positions of documents; a document's first token is given, not scored.
+        strict: raise on the first operation that has no rule.
+
+    Raises:
+        TypeError, ValueError: bad arguments, with what to do.
+        RuntimeError: a watch is open already.
+    """
+
+    def __init__(
+        self, tokens: Tokens = None, *, order: str = "both", precision: str = "horizon",
+        documents: Tensor | Sequence[int] | None = None, strict: bool = False,
+    ) -> None:  # fmt: skip
+        if order not in ("both", "stream", "scored"):
+            raise ValueError(f"order must be 'both', 'stream' or 'scored', not {order!r}")
+        if precision != "horizon":
+            raise ValueError(f"precision must be 'horizon', not {precision!r}")
+        given = named(tokens)
+        device = given[0][1].device if given else torch.device("cpu")
+        with torch.inference_mode(False):
+            self.streams = Streams()
+            self._judge = Judge(self.streams, order)
+            self._tracer = Tracer(cast(Recorder, self._judge), strict, device)
+            self._judge.ledger = self._tracer.ledger
+            for name, tensor in given:
+                self._add(name, tensor)
+            if documents is not None:
+                self._documents(torch.as_tensor(documents))
+        self._host = Host(self._tracer, find=not given, found=self._found)
+        self._stack = contextlib.ExitStack()
+        self._report: Report | None = None
+
+    # -- labels ---------------------------------------------------------------------------------------
+
+    def _add(self, name: str, tensor: Tensor) -> Stream:
+        stream = self.streams.add(name, tensor)
+        self._tracer.ledger.grow(self.streams.size)
+        self._place(tensor, torch.arange(tensor.numel(), device=tensor.device).view(tensor.shape) + stream.offset)
+        return stream
+
+    def _place(self, tensor: Tensor, positions: Tensor) -> None:
+        """The elements of ``tensor`` are the labels at ``positions``; negative ids (-100) are none."""
+        positions = torch.where(tensor >= 0, positions, -1)
+        self._tracer.memory.write(tensor, Shadow(label=Cells(positions.unsqueeze(-1))))
+
+    def _found(self, tensor: Tensor) -> None:
+        self._add("labels" if not self.streams.streams else f"labels[{len(self.streams.streams)}]", tensor)
+
+    def _documents(self, starts: Tensor) -> None:
+        size = self.streams.size
+        if starts.dtype.is_floating_point or starts.numel() and not bool(((starts >= 0) & (starts < size)).all()):
+            raise ValueError(f"documents must be start positions between 0 and {size - 1}")
+        self._tracer.ledger.is_scored[starts.long().flatten()] = True
+
+    def label(self, t: Tensor, positions: Tensor | None = None, stream: str = "labels") -> Tensor:
+        """Declare the elements of ``t`` labels: of ``positions`` in an existing stream, or of a new one."""
+        check_tokens(t)
+        with torch.inference_mode(False), self._quiet():
+            known = self.streams.find(stream)
+            if positions is None:
+                if known is not None and known.size == t.numel():
+                    positions = torch.arange(t.numel(), device=t.device).view(t.shape)
+                elif known is not None:
+                    raise ValueError(f"stream {stream!r} exists with {known.size} labels; give positions=, or another name")
+                else:
+                    self._host.stop_finding()
+                    self._add(stream, t)
+                    return t
+            if known is None:
+                raise ValueError(f"no stream {stream!r} to place positions in; label its whole tensor first")
+            where = torch.as_tensor(positions, device=t.device).expand(t.shape)
+            if where.numel() and not bool(((where >= -1) & (where < known.size)).all()):
+                raise ValueError(f"positions must lie in stream {stream!r} of {known.size} labels (-1: no label)")
+            self._place(t, torch.where(where >= 0, where + known.offset, -1))
+        return t
+
+    def score(self, nll: Tensor, targets: Tensor | None = None, distribution: Tensor | None = None) -> Tensor:
+        """Count ``nll`` as the score; from the first call on, nothing else does.
+
+        Args:
+            nll: values read out at labels, in any shape; or any values, with ``targets``.
+            targets: the labels that they score, sliced from the watched tokens; same shape.
+            distribution: ``[*nll.shape, classes]``, what each value was read from; its support is judged.
+        """
+        with self._quiet():
+            ledger, memory = self._tracer.ledger, self._tracer.memory
+            shadow = memory.read(nll) or Shadow()
+            target = shadow.target
+            if targets is not None:
+                if targets.shape != nll.shape:
+                    raise ValueError(f"targets have shape {tuple(targets.shape)}, nll {tuple(nll.shape)}; they must match")
+                labels = memory.read(targets)
+                if labels is None or labels.label is None:
+                    raise ValueError("targets are not labels of the watched tokens: slice them from those inside the block")
+                target = ledger.new_readouts(labels.label) if target is None else target
+            if target is None:
+                raise ValueError("nll was not read out at labels in this watch; pass targets= sliced from the watched tokens")
+            if not self._judge.explicit:
+                self._judge.explicit = True
+                self._judge.findings.clear()
+                self._judge.unproved = dict.fromkeys(self._judge.unproved, 0)
+                ledger.forget_scores()
+            support, possible = shadow.support, shadow.possible
+            if distribution is not None:
+                row = memory.read(distribution)
+                last = distribution.ndim - 1
+                algebra = self._tracer.algebra
+                support = algebra.join(support, algebra.reduce(ledger.depends(row), [last], keepdim=False))
+                possible = algebra.join(possible, algebra.reduce(ledger.depends(row, "possible"), [last], keepdim=False))
+            event = ledger.event(shadow._replace(support=support, possible=possible, target=target), self._tracer.site("score"))
+            if event is not None:
+                self._judge.score(event)
+        return nll
+
+    @contextlib.contextmanager
+    def _quiet(self) -> Iterator[None]:
+        """Our own operations are not the user's."""
+        with torch.utils._python_dispatch._disable_current_modes():
+            yield
+
+    # -- the block ------------------------------------------------------------------------------------
+
+    def __enter__(self) -> Watch:
+        global _current
+        with _lock:
+            if _current is not None:
+                raise RuntimeError("a causaltrace watch is open already; watches do not nest. Watch the outer block only")
+            if self._report is not None:
+                raise RuntimeError("this watch is over; make a new one")
+            _current = self
+        try:
+            if hasattr(torch.compiler, "set_stance"):
+                self._stack.enter_context(torch.compiler.set_stance("force_eager"))
+            self._stack.enter_context(self._host)
+            self._stack.enter_context(self._tracer)
+        except BaseException:
+            self._stack.close()
+            _current = None
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        global _current
+        self._stack.__exit__(kind, error, trace)
+        _current = None
+        leftovers = [
+            e.shadow for _, e in self._tracer.memory.alive() if e.shadow.target is not None
+        ]
+        self._judge.close(leftovers, Site("score", "returned", "<end of the watch>", 0))
+        self._judge.notes += self._host.notes
+        self._report = self._judge.report(None if error is None else f"{type(error).__name__}: {error}")
+        finished.append(self._report)
+
+    # -- results --------------------------------------------------------------------------------------
+
+    @property
+    def report(self) -> Report:
+        """What was found so far; complete once the block is left."""
+        return self._report if self._report is not None else self._judge.report(None)
+
+    @property
+    def ok(self) -> bool:
+        return self.report.status == "clean"
+
+    def raise_if_violation(self) -> None:
+        """Raise ``ViolationError`` with the report as text unless nothing was violated."""
+        if self.report.status == "violation":
+            raise ViolationError(str(self.report))
+
+    def explain(self, finding: Finding) -> str:
+        """The path of a finding, printed like a traceback."""
+        from causaltrace.report.text import path_text
+
+        return path_text(finding)
+
+    def note(self, message: str, remedy: str = "", blocking: bool = False) -> None:
+        self._judge.notes.append(Notice("CT095", message, remedy, blocking=blocking))
+
+
+#: Reports of the watches that ended in this process, oldest first (the command line prints them).
+finished: list[Report] = []
+
+
+def watch(tokens: Tokens = None, **options: Any) -> Watch:
+    """Watch an eval: ``with causaltrace.watch(tokens) as trace: ...``; see ``Watch`` for the arguments."""
+    return Watch(tokens, **options)
+
+
+def label(t: Tensor, positions: Tensor | None = None, stream: str = "labels") -> Tensor:
+    """Declare the elements of ``t`` labels in the open watch; returns ``t``. Nothing happens outside a watch."""
+    return _current.label(t, positions, stream) if _current is not None else t
+
+
+def score(nll: Tensor, targets: Tensor | None = None, distribution: Tensor | None = None) -> Tensor:
+    """Count ``nll`` as the score of its positions in the open watch; returns ``nll``. See ``Watch.score``."""
+    return _current.score(nll, targets, distribution) if _current is not None else nll
