@@ -34,8 +34,8 @@ def user_frame() -> FrameType | None:
     return frame
 
 
-def module_path() -> str:
-    """Dotted path of the module whose forward is running, from the outermost one called."""
+def modules_running() -> list[torch.nn.Module]:
+    """Modules whose forward is on the stack, outermost first."""
     modules: list[torch.nn.Module] = []
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
@@ -44,9 +44,15 @@ def module_path() -> str:
             if isinstance(owner, torch.nn.Module) and (not modules or modules[-1] is not owner):
                 modules.append(owner)
         frame = frame.f_back
+    modules.reverse()
+    return modules
+
+
+def module_path() -> str:
+    """Dotted path of the innermost running module, from the outermost one."""
+    modules = modules_running()
     if not modules:
         return ""
-    modules.reverse()
     names = [type(modules[0]).__name__]
     for parent, child in zip(modules, modules[1:], strict=False):
         names.append(next((n for n, m in parent.named_modules() if m is child and n), type(child).__name__))
@@ -58,4 +64,5 @@ def site(op: str, phase: str) -> Site:
     if frame is None:
         return Site(phase, op, "<autograd thread>", 0)
     code = frame.f_code
-    return Site(phase, op, code.co_filename, frame.f_lineno, code.co_qualname if hasattr(code, "co_qualname") else code.co_name, module_path())
+    function = getattr(code, "co_qualname", code.co_name)
+    return Site(phase, op, code.co_filename, frame.f_lineno, function, module_path())

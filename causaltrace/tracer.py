@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import threading
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from causaltrace import rules
 from causaltrace._compat import in_backward, is_fake
@@ -24,13 +24,26 @@ from causaltrace.site import Site
 SELECTORS = frozenset({"index", "indices", "mask", "condition"})
 
 
-class Recorder:
-    """What the tracer tells about scores, escapes and opaque ops; ``policy`` implements it."""
+class OpaqueOpError(RuntimeError):
+    """Raised under ``strict=True`` by the first operation that has no rule."""
+
+
+class Recorder(Protocol):
+    """What the tracer tells about scores, escapes and opaque ops; ``policy.Judge`` implements it."""
 
     def scored(self, shadow: Shadow, site: Site) -> None: ...
     def candidate(self, pending: Pending, site: Site) -> None: ...
     def escaped(self, what: str, shadow: Shadow, site: Site) -> None: ...
     def opaque(self, op: str, cells: Cells | None, site: Site) -> None: ...
+
+
+class Finder(Protocol):
+    """Looks at what no label is known of; ``boundary.finder`` implements it."""
+
+    searching: bool
+
+    def look(self, op: Op, inputs: list[Tensor]) -> None: ...
+    def made(self, outs: list[Tensor]) -> None: ...
 
 
 class Tracer(TorchDispatchMode):
@@ -44,8 +57,9 @@ class Tracer(TorchDispatchMode):
         self.memory = Memory(self.algebra)
         self.ledger = Ledger(self.algebra, self.memory, device)
         self.recorder, self.strict = recorder, strict
-        self.updating = 0
-        self.quiet = 0
+        self.updating = 0  #: depth of optimizer steps
+        self.quiet = 0  #: depth of calls whose reads of values go no further
+        self.finder: Finder | None = None
         self._ops: dict[Any, Op] = {}
         self._op_name = ""
         self._lock = threading.RLock()
@@ -69,13 +83,22 @@ class Tracer(TorchDispatchMode):
                 return self._higher_order(func, args, kwargs)
             op = self._ops[func] = describe(func)
         if op.view and not op.composite:
-            return func(*args, **kwargs)
+            out = func(*args, **kwargs)
+            if op.name == "lift_fresh":
+                self.host_data(out, [])
+            return out
         known = self.memory.known
         inputs = tensors(args)
         if kwargs:
             inputs += tensors(list(kwargs.values()))
+        finder = self.finder
+        if finder is not None and not op.composite and (finder.searching or op.name == "embedding"):
+            finder.look(op, inputs)
         if not any(known(t) for t in inputs) or any(is_fake(t) for t in inputs):
-            return func(*args, **kwargs)
+            out = func(*args, **kwargs)
+            if finder is not None and finder.searching:
+                finder.made(tensors(out))
+            return out
         if op.composite:
             with self:
                 out = func.decompose(*args, **kwargs)
@@ -90,10 +113,15 @@ class Tracer(TorchDispatchMode):
             self._op_name = op.full
             outs = tensors(out)
             after = self._step(op, bound, out, outs)
-            for t, shadow in zip(outs, after.shadows, strict=False):
-                self.memory.write(t, shadow)
-            after.report(self)
+            self._write(outs, after)
             return out
+
+    def _write(self, outs: list[Tensor], after: After) -> None:
+        for t, shadow in zip(outs, after.shadows, strict=False):
+            self.memory.write(t, shadow if shadow else None)
+        if self.finder is not None and self.finder.searching:
+            self.finder.made(outs)
+        after.report(self)
 
     def _in_place(self, op: Op, func: Any, args: Any, kwargs: Any, bound: dict[str, Any]) -> Any:
         """Rules of in-place ops run first, while the old values can still be looked at."""
@@ -107,9 +135,10 @@ class Tracer(TorchDispatchMode):
             fresh = [] if "out" in op.written else [t for t in tensors(out) if all(t is not w for w in written)]
             written = fresh + written
             after = self._step(op, bound, out if not fresh else (*fresh, *written[len(fresh):]), written)
-        for t, shadow in zip(written, after.shadows, strict=False):
-            self.memory.write(t, shadow)
-        after.report(self)
+        if self.updating:  # an update is a step of the path even where it changes no support
+            stamp = self.algebra.stamp
+            after.shadows = [s._replace(support=stamp(s.support)) if s.support else s for s in after.shadows]
+        self._write(written, after)
         return out
 
     def _each(self, op: Op, bound: dict[str, Any], written: list[Tensor]) -> After:
@@ -191,7 +220,12 @@ class Tracer(TorchDispatchMode):
         if op.rule.kind == rules.OPAQUE:
             support: list[Cells | None] = [None] * len(outs)
             possible = run("possible")
-            if not self.quiet:
+            if possible and not self.quiet:
+                if self.strict:
+                    raise OpaqueOpError(
+                        f"{op.full} has no rule and strict=True (at {self.site()}). Register or write one "
+                        "(CONTRIBUTING.md), use ops that have one, or drop strict"
+                    )
                 self.recorder.opaque(op.full, next((c for c in possible if c is not None), None), self.site())
         else:
             support = run("support")
@@ -318,6 +352,32 @@ class Tracer(TorchDispatchMode):
                 return Shadow(support, possible, post=post)
         del first
         return Shadow(support, possible, target=target, post=post)
+
+    # -- the host -------------------------------------------------------------------------------------
+
+    def escape(self, what: str, t: Tensor) -> None:
+        """The values or the memory of ``t`` go to something that is not torch."""
+        shadow = self.memory.read(t)
+        if shadow is not None and not self.quiet:
+            with _disable_current_modes():
+                self._op_name = what
+                self.recorder.escaped(what, shadow, self.site("host"))
+
+    def host_data(self, t: Tensor, sources: list[Tensor]) -> None:
+        """``t`` was made from Python or numpy data, which may hold anything that left torch before, and from
+        the values of ``sources``."""
+        with _disable_current_modes():
+            mark = self.ledger.watermark
+            known = [s for s in map(self.memory.read, sources) if s is not None]
+            if mark is None and not known:
+                return
+            algebra, ones = self.algebra, (1,) * t.ndim
+            support = algebra.everything(algebra.join(*map(self._whole, known)), t.ndim)
+            mark = None if mark is None else algebra.reshaped(mark, ones)
+            self.memory.write(t, Shadow(support, algebra.join(support, mark)))
+
+    def _whole(self, shadow: Shadow) -> Cells | None:
+        return self.algebra.everything(self.ledger.depends(shadow))
 
     # -- everything else ------------------------------------------------------------------------------
 

@@ -10,7 +10,9 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
+from causaltrace.boundary.finder import Finder
 from causaltrace.boundary.host import Host
 from causaltrace.lattice.cells import Cells
 from causaltrace.policy import Judge
@@ -71,7 +73,9 @@ class Watch:
                 self._add(name, tensor)
             if documents is not None:
                 self._documents(torch.as_tensor(documents))
-        self._host = Host(self._tracer, find=not given, found=self._found)
+        self._host = Host(self._tracer)
+        self._finder = Finder(self._tracer, given, self._add, self.note)
+        self._tracer.finder = self._finder
         self._stack = contextlib.ExitStack()
         self._report: Report | None = None
 
@@ -87,9 +91,6 @@ class Watch:
         """The elements of ``tensor`` are the labels at ``positions``; negative ids (-100) are none."""
         positions = torch.where(tensor >= 0, positions, -1)
         self._tracer.memory.write(tensor, Shadow(label=Cells(positions.unsqueeze(-1))))
-
-    def _found(self, tensor: Tensor) -> None:
-        self._add("labels" if not self.streams.streams else f"labels[{len(self.streams.streams)}]", tensor)
 
     def _documents(self, starts: Tensor) -> None:
         size = self.streams.size
@@ -108,7 +109,7 @@ class Watch:
                 elif known is not None:
                     raise ValueError(f"stream {stream!r} exists with {known.size} labels; give positions=, or another name")
                 else:
-                    self._host.stop_finding()
+                    self._finder.stop()
                     self._add(stream, t)
                     return t
             if known is None:
@@ -160,7 +161,7 @@ class Watch:
     @contextlib.contextmanager
     def _quiet(self) -> Iterator[None]:
         """Our own operations are not the user's."""
-        with torch.utils._python_dispatch._disable_current_modes():
+        with _disable_current_modes():
             yield
 
     # -- the block ------------------------------------------------------------------------------------
@@ -194,7 +195,6 @@ class Watch:
             e.shadow for _, e in self._tracer.memory.alive() if e.shadow.target is not None
         ]
         self._judge.close(leftovers, Site("score", "returned", "<end of the watch>", 0))
-        self._judge.notes += self._host.notes
         self._report = self._judge.report(None if error is None else f"{type(error).__name__}: {error}")
         finished.append(self._report)
 

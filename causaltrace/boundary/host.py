@@ -2,46 +2,53 @@
 
 Scalar reads (``item``, ``bool``, ``float``) and value-made shapes are operations and seen by the tracer.
 The rest never reaches the dispatcher: for the duration of a watch the methods of ``torch.Tensor`` that
-hand out memory or values are replaced by ones that tell the watch first.
+hand out memory or values, and the functions that make tensors from host data, tell the watch first.
 """
 
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from causaltrace.places import internal
-from causaltrace.report.model import Notice
-from causaltrace.shadow import Shadow
 from causaltrace.tracer import Tracer
 
 #: Methods that hand a tensor's values or memory to something that is not torch.
 LEAVING = (
     "tolist", "numpy", "__array__", "__dlpack__", "data_ptr", "untyped_storage", "storage", "__reduce_ex__",
-    "__iter__" if False else "__cuda_array_interface__",
+    "__cuda_array_interface__",
 )  # fmt: skip
-#: Functions that make tensors from host data.
+#: Functions that make tensors from Python or numpy data.
 ENTERING = ("tensor", "as_tensor", "asarray", "from_numpy", "frombuffer", "from_dlpack")
 
 
 class Host:
     """Patches on enter, restores on exit."""
 
-    def __init__(self, tracer: Tracer, find: bool, found: Callable[[Tensor], None]) -> None:
+    def __init__(self, tracer: Tracer) -> None:
         self.tracer = tracer
-        self.notes: list[Notice] = []
         self._undo: list[Callable[[], None]] = []
-        self._find, self._found = find, found
-
-    def stop_finding(self) -> None:
-        self._find = False
 
     def __enter__(self) -> Host:
+        for name in LEAVING:
+            original = getattr(Tensor, name)
+            if callable(original):
+                self._replace(Tensor, name, self._leaving(name, original))
+        for name in ENTERING:
+            self._replace(torch, name, self._entering(getattr(torch, name)))
+        self._replace(torch.nn.functional, "one_hot", self._range_checked(torch.nn.functional.one_hot))
+        hooks = (
+            register_optimizer_step_pre_hook(self._step_begins),
+            register_optimizer_step_post_hook(self._step_ends),
+        )
+        self._undo += [hook.remove for hook in hooks]
         return self
 
     def __exit__(
@@ -50,3 +57,74 @@ class Host:
         for undo in reversed(self._undo):
             undo()
         self._undo.clear()
+
+    def _replace(self, owner: Any, name: str, new: Callable[..., Any]) -> None:
+        own = name in vars(owner)
+        old = getattr(owner, name)
+        setattr(owner, name, new)
+        self._undo.append(lambda: setattr(owner, name, old) if own else delattr(owner, name))
+
+    # -- leaving --------------------------------------------------------------------------------------
+
+    def _leaving(self, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        tracer = self.tracer
+
+        @functools.wraps(original)
+        def wrapper(t: Tensor, *args: Any, **kwargs: Any) -> Any:
+            # torch's own bookkeeping is not an escape; pickling always is
+            if name == "__reduce_ex__" or not internal(sys._getframe(1).f_code.co_filename):
+                tracer.escape(name.strip("_"), t)
+            return original(t, *args, **kwargs)
+
+        return wrapper
+
+    # -- entering -------------------------------------------------------------------------------------
+
+    def _entering(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        tracer = self.tracer
+
+        @functools.wraps(original)
+        def wrapper(data: Any, *args: Any, **kwargs: Any) -> Any:
+            out = original(data, *args, **kwargs)
+            if not isinstance(data, Tensor):
+                tracer.host_data(out, _inside(data))
+            return out
+
+        return wrapper
+
+    def _range_checked(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """one_hot reads the smallest and largest index only to check them, unless it must count classes."""
+        tracer = self.tracer
+
+        @functools.wraps(original)
+        def wrapper(tensor: Tensor, num_classes: int = -1) -> Tensor:
+            if num_classes < 0:
+                return original(tensor, num_classes)  # type: ignore[no-any-return]
+            tracer.quiet += 1
+            try:
+                return original(tensor, num_classes)  # type: ignore[no-any-return]
+            finally:
+                tracer.quiet -= 1
+
+        return wrapper
+
+    # -- optimizers -----------------------------------------------------------------------------------
+
+    def _step_begins(self, *_: Any) -> None:
+        self.tracer.updating += 1
+
+    def _step_ends(self, *_: Any) -> None:
+        self.tracer.updating -= 1
+
+
+def _inside(data: Any) -> list[Tensor]:
+    """Tensors inside nested sequences, whose values the constructor reads without an operation."""
+    if isinstance(data, Tensor):
+        return [data]
+    if isinstance(data, (list, tuple)):
+        out: list[Tensor] = []
+        for item in data:
+            out += _inside(item)
+        return out
+    return []
+

@@ -86,5 +86,7 @@ def path(cells: Cells, index: Index, position: int, score: Site) -> tuple[Hop, .
             if not hops or hops[-1].site != hop.site:
                 hops.append(hop)
         step = before[(id(here), at)]
+    if hops and (hops[-1].site.file, hops[-1].site.line, hops[-1].site.op) == (score.file, score.line, score.op):
+        hops.pop()
     hops.append(Hop(score, f"[{', '.join(map(str, index))}]"))
     return tuple(hops)

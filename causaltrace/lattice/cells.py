@@ -52,6 +52,10 @@ class Cells:
         return self.data.numel() == self.data.shape[-1]
 
 
+def _same(data: Tensor) -> Tensor:
+    return data
+
+
 class Algebra:
     """Operations on ``Cells | None``, where None is bottom."""
 
@@ -196,6 +200,12 @@ class Algebra:
             return out
 
         return self._cached(("indirect", id(x)), made, x)
+
+    def stamp(self, x: Cells | None) -> Cells | None:
+        """``x`` with the current site as one more step of its history."""
+        if x is None:
+            return None
+        return self._cached(("stamp", id(x), self._site()), lambda: self.make(_same, x, share=False), x)
 
     # -- movement -------------------------------------------------------------------------------------
 

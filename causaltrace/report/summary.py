@@ -197,7 +197,7 @@ def fold(path: Iterable[Hop]) -> list[Step]:
     return [
         Step(
             site=run[0].site,
-            ops=_distinct(h.site.op for h in run),
+            ops=_distinct(short_op(h.site.op) for h in run),
             modules=_distinct(h.site.module for h in run),
             detail=next((h.detail for h in reversed(run) if h.detail), ""),
         )
@@ -231,6 +231,11 @@ def arrows(names: Sequence[str], limit: int = 5) -> str:
     if len(names) > limit:
         names = [*names[: limit - 2], "...", *names[-1:]]
     return " → ".join(names)
+
+
+def short_op(op: str) -> str:
+    """``aten.roll.default`` as ``roll``; other namespaces stay."""
+    return op.removeprefix("aten.").removesuffix(".default")
 
 
 def short_file(file: str) -> str:
