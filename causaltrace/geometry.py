@@ -14,6 +14,10 @@ import torch
 from torch import Tensor
 
 
+#: A view that carries is read from the fully expanded base if that is at most so many times larger.
+EXPAND = 4
+
+
 class Geometry(NamedTuple):
     """Element offset, sizes and strides of a tensor in its storage, and bytes an element."""
 
@@ -132,6 +136,11 @@ def view_of(data: Tensor, base: Geometry, view: Geometry) -> Tensor:
         sizes = [n if j else 1 for n, j in zip(view.sizes, jump, strict=True)]
         offset = data.storage_offset() + sum(f * d.data for f, d in zip(first, base_digits, strict=True))
         return data.as_strided((*sizes, width), (*jump, data.stride(-1)), offset)
+    if math.prod(base.sizes) <= EXPAND * math.prod(view.sizes) and data.shape[:-1] != base.sizes:
+        order = sorted(range(len(base.sizes)), key=lambda d: -base.strides[d])
+        full = data.expand(*base.sizes, width).permute(*order, -1).contiguous()
+        back = sorted(range(len(order)), key=order.__getitem__)
+        return view_of(full.permute(*back, -1), base, view)
     return data[(*coordinates(data, base, view, start), slice(None))]
 
 

@@ -26,43 +26,47 @@ def internal(filename: str) -> bool:
     return known
 
 
-def user_frame() -> FrameType | None:
-    """The innermost frame of the watched program."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None and internal(frame.f_code.co_filename):
-        frame = frame.f_back
-    return frame
-
-
 def modules_running() -> list[torch.nn.Module]:
     """Modules whose forward is on the stack, outermost first."""
-    modules: list[torch.nn.Module] = []
+    return _look(modules=True)[1]
+
+
+def _look(modules: bool) -> tuple[FrameType | None, list[torch.nn.Module]]:
+    """The innermost frame of the watched program, and the modules that are running."""
+    user: FrameType | None = None
+    running: list[torch.nn.Module] = []
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        if frame.f_code.co_name == "forward":
+        code = frame.f_code
+        if user is None and not internal(code.co_filename):
+            user = frame
+            if not modules:
+                break
+        if code.co_name == "forward" and modules:
             owner = frame.f_locals.get("self")
-            if isinstance(owner, torch.nn.Module) and (not modules or modules[-1] is not owner):
-                modules.append(owner)
+            if isinstance(owner, torch.nn.Module) and (not running or running[-1] is not owner):
+                running.append(owner)
         frame = frame.f_back
-    modules.reverse()
-    return modules
+    running.reverse()
+    return user, running
 
 
-def module_path() -> str:
-    """Dotted path of the innermost running module, from the outermost one."""
-    modules = modules_running()
-    if not modules:
-        return ""
-    names = [type(modules[0]).__name__]
+def _path(modules: list[torch.nn.Module]) -> str:
+    """Dotted path of the innermost module, from the outermost one."""
+    names = [type(m).__name__ for m in modules[:1]]
     for parent, child in zip(modules, modules[1:], strict=False):
-        names.append(next((n for n, m in parent.named_modules() if m is child and n), type(child).__name__))
+        found = next((n for n, m in parent._modules.items() if m is child), None)
+        if found is None:
+            found = next((n for n, m in parent.named_modules() if m is child), type(child).__name__)
+        names.append(found)
     return ".".join(names)
 
 
 def site(op: str, phase: str) -> Site:
-    frame = user_frame()
+    """The user's line that runs ``op``; forward operations know their module too."""
+    frame, modules = _look(modules=phase not in ("update", "host"))
     if frame is None:
         return Site(phase, op, "<autograd thread>", 0)
     code = frame.f_code
     function = getattr(code, "co_qualname", code.co_name)
-    return Site(phase, op, code.co_filename, frame.f_lineno, function, module_path())
+    return Site(phase, op, code.co_filename, frame.f_lineno, function, _path(modules))

@@ -20,6 +20,8 @@ from causaltrace.site import Site
 from causaltrace.stream import Streams
 
 ORDERS = ("stream", "scored")
+#: What Python calls the operations by which values leave torch.
+NAMES = {"_local_scalar_dense": "a scalar read (item, float, int or bool)"}
 
 
 @dataclass(slots=True)
@@ -77,7 +79,7 @@ class Judge:
         known = self.escapes.get((what, site))
         if known is None:
             self.escapes[what, site] = Notice(
-                "CT091", f"{what} gave Python a value that depends on labels", label=label, site=site,
+                "CT091", f"{NAMES.get(what, what)} gave Python a value that depends on labels", label=label, site=site,
                 remedy="score these positions first, keep the value in torch, or declassify it with a reason",
             )  # fmt: skip
         else:
@@ -163,8 +165,8 @@ class Judge:
 
     # -- the end --------------------------------------------------------------------------------------
 
-    def close(self, leftovers: list[Shadow], site: Site) -> None:
-        """Objectives and returned readouts count for positions that nothing else scored."""
+    def close(self, held: list[Shadow], site: Site) -> None:
+        """Objectives, and readouts that are still held (returned), count for positions that nothing else scored."""
         if self.explicit:
             return
         definite = self.ledger.is_scored.clone()
@@ -173,7 +175,9 @@ class Judge:
             if bool(fresh.any()):
                 self.score(_restricted(event, fresh))
         definite = self.ledger.is_scored.clone()
-        for shadow in leftovers:
+        for shadow in held:
+            if shadow.objective and self.ledger.order:
+                continue  # an objective that happens to be alive still
             returned = self.ledger.event(shadow, site)
             if returned is not None:
                 fresh = ~definite[self._positions(returned)]

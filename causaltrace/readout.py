@@ -10,10 +10,11 @@ from torch import Tensor
 
 from causaltrace.lattice.cells import Cells
 from causaltrace.ledger import Ledger
-from causaltrace.rules import loss
-from causaltrace.rules.call import OpCall
 from causaltrace.schema import Op
 from causaltrace.shadow import Shadow
+
+#: Element-wise integer ops that leave values in range alone.
+GUARDS = ("remainder", "clamp", "clamp_min", "clamp_max", "fmod", "maximum", "minimum")
 
 Read = Callable[[Tensor], Shadow | None]
 
@@ -59,6 +60,58 @@ def targets(op: Op, bound: dict[str, Any], index: Tensor, out: Tensor, read: Rea
     return ledger.new_readouts(label)
 
 
-def rows(call: OpCall) -> Cells | None:
-    """S(row) of every position of a reduced loss, as if it had not been reduced."""
-    return loss.rows(call)
+def onehot(
+    op: Op, bound: dict[str, Any], outs: list[Tensor], shadows: dict[int, Shadow], ledger: Ledger
+) -> Shadow | None:
+    """Readouts spelt as ``(logp * one_hot(y)).sum(-1)``: a one-hot row of labels, a row times it, its sum."""
+    if len(outs) != 1:
+        return None
+    x = shadows.get(id(bound.get("self")))
+    other = shadows.get(id(bound.get("other")))
+    if op.name == "scatter" and x is None and not isinstance(bound.get("src", bound.get("value")), Tensor):
+        index, dim = bound["index"], bound["dim"]
+        labels = shadows.get(id(index))
+        if labels is not None and labels.label is not None and index.ndim and index.shape[dim] == 1:
+            return Shadow(labels.support, labels.possible, onehot=labels.label)
+    if op.name == "eq" and x is not None and x.label is not None and other is None:
+        classes = bound.get("other")
+        if isinstance(classes, Tensor) and x.label.dims and x.label.dims[-1] == 1 and outs[0].shape[-1] != 1:
+            return Shadow(x.support, x.possible, onehot=x.label)
+    if op.name == "mul" and ((x is not None and x.onehot is not None) != (other is not None and other.onehot is not None)):
+        row, hot = (other, x) if x is not None and x.onehot is not None else (x, other)
+        if row is None or row.target is None and row.label is None:
+            assert hot is not None
+            support = ledger.algebra.join(None if row is None else row.support, hot.support)
+            possible = None
+            if hot.possible is not None or row is not None and row.possible is not None:
+                possible = ledger.algebra.join(support, hot.possible, None if row is None else row.possible)
+            return Shadow(support, possible, onehot=hot.onehot)
+    if op.name == "sum" and x is not None and x.onehot is not None and outs[0].dtype.is_floating_point:
+        ndim, dims = bound["self"].ndim, bound.get("dim")
+        classes_dim = [d for d in range(ndim) if len(x.onehot.dims) == ndim and x.onehot.dims[d] == 1]
+        if dims is not None and len(dims) == 1 and dims[0] % ndim in classes_dim and not bound.get("keepdim"):
+            dim, algebra = dims[0] % ndim, ledger.algebra
+            label = algebra.squeeze(x.onehot, [dim])
+            if label.dims == tuple(outs[0].shape):
+                return Shadow(
+                    algebra.reduce(x.support, [dim], keepdim=False),
+                    algebra.reduce(x.possible, [dim], keepdim=False),
+                    target=ledger.new_readouts(label),
+                )
+    return None
+
+
+def unchanged(
+    op: Op, bound: dict[str, Any], outs: list[Tensor], shadows: dict[int, Shadow], ledger: Ledger
+) -> Shadow | None:
+    """Labels that a range guard (clamp, remainder) left as they were are still verbatim labels."""
+    x = bound.get("self")
+    shadow = shadows.get(id(x))
+    if op.name not in GUARDS or not isinstance(x, Tensor) or shadow is None or shadow.label is None or len(shadows) != 1:
+        return None
+    if len(outs) != 1 or outs[0] is x or outs[0].shape != x.shape or outs[0].dtype.is_floating_point:
+        return None
+    same, algebra = outs[0] == x, ledger.algebra
+    changed = algebra.keep(ledger.read(shadow.label), ~same)
+    possible = None if shadow.possible is None else algebra.join(shadow.possible, changed)
+    return Shadow(algebra.join(shadow.support, changed), possible, label=algebra.keep(shadow.label, same))

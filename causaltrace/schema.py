@@ -12,18 +12,31 @@ from causaltrace import rules
 from causaltrace._compat import has_composite_kernel
 
 
+#: Tags of ops whose values, or shapes made of values, reach Python.
+SHAPED = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+#: Of these only the mask decides the shape.
+MASKED = {"masked_select": ("mask",), "index": ("indices",), "_unsafe_index": ("indices",)}
+#: Arguments that a kernel writes although its schema does not say so.
+UNDECLARED = dict.fromkeys(
+    ("aten::native_batch_norm", "aten::cudnn_batch_norm", "aten::miopen_batch_norm"), ("running_mean", "running_var")
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Op:
-    """One overload. ``written``: names of mutated arguments; ``foreach``: a rule for each list element."""
+    """One overload. ``written``: names of mutated arguments, ``outs``: those that are
+    only written (``out=``); ``foreach``: a rule for each list element."""
 
     name: str
     full: str
     rule: rules.Rule
     names: tuple[str, ...]
     written: tuple[str, ...]
+    outs: tuple[str, ...]
     view: bool
     composite: bool
     foreach: bool
+    escapes: tuple[str, ...]
 
     def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """Arguments by schema name; defaults left out."""
@@ -33,6 +46,7 @@ class Op:
 def describe(func: torch._ops.OpOverload) -> Op:
     schema = func._schema
     written = tuple(a.name for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write)
+    written = written or UNDECLARED.get(schema.name, ())
     aliased = any(a.alias_info is not None for a in schema.arguments)
     rule = rules.find(func)
     name = rules.functional_name(func)
@@ -43,9 +57,11 @@ def describe(func: torch._ops.OpOverload) -> Op:
         rule=rule,
         names=tuple(a.name for a in schema.arguments),
         written=written,
+        outs=tuple(a.name for a in schema.arguments if a.is_out),
         view=rule.kind == rules.VIEW or (aliased and not written),
         composite=has_composite_kernel(func),
         foreach=packet.startswith("_foreach_"),
+        escapes=MASKED.get(name, tuple(a.name for a in schema.arguments)) if SHAPED.intersection(func.tags) else (),
     )
 
 

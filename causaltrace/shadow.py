@@ -27,7 +27,7 @@ class Shadow(NamedTuple):
     what may also have flowed (None: the same as support). ``label``: the stream position that an element
     is a verbatim copy of. ``target``: the readout that an element is (see ``ledger.Readouts``). ``post``:
     labels that entered after the readout. ``onehot``: the label position whose one-hot row this is.
-    ``pending``: readouts that an objective sums."""
+    ``pending``: readouts that an objective sums. ``objective``: readouts that require grad."""
 
     support: Cells | None = None
     possible: Cells | None = None
@@ -36,14 +36,28 @@ class Shadow(NamedTuple):
     post: Cells | None = None
     onehot: Cells | None = None
     pending: tuple[object, ...] = ()
+    objective: bool = False
 
     def planes(self, fn: Callable[[Cells], Cells | None]) -> Shadow | None:
         """``fn`` on every plane; None when nothing is left."""
-        out = Shadow(*[None if c is None else fn(c) for c in self[:6]], self.pending)
+        if self.plain:
+            support, possible = self[:2]
+            out = Shadow(None if support is None else fn(support), None if possible is None else fn(possible))
+        else:
+            out = Shadow(*[None if c is None else fn(c) for c in self[:6]], self.pending, self.objective)
         return out if out else None
 
+    @property
+    def plain(self) -> bool:
+        """Nothing but supports: no labels, readouts or objectives."""
+        return self[2:] == _PLAIN
+
     def __bool__(self) -> bool:
-        return bool(self.pending) or any(c is not None for c in self[:6])
+        return self != _NOTHING
+
+
+_PLAIN: tuple[object, ...] = (None, None, None, None, (), False)
+_NOTHING = (None, None, *_PLAIN)
 
 
 class Entry:
@@ -65,11 +79,11 @@ class Memory:
 
     def __init__(self, algebra: Algebra) -> None:
         self._algebra = algebra
-        self._entries: dict[int, Entry] = {}
+        self.entries: dict[int, Entry] = {}
         self._lock = threading.RLock()
 
     def read(self, t: Tensor) -> Shadow | None:
-        entry = self._entries.get(id(storage_of(t)))
+        entry = self.entries.get(id(storage_of(t)))
         if entry is None:
             return None
         view = geometry(t)
@@ -79,49 +93,51 @@ class Memory:
             entry.views[view] = entry.shadow.planes(lambda cells: self._view(cells, entry.base, view))
         return entry.views[view]
 
-    def known(self, t: Tensor) -> bool:
-        return id(storage_of(t)) in self._entries
-
     def _view(self, cells: Cells, base: Geometry, view: Geometry) -> Cells | None:
         if cells.uniform:
             return self._algebra.reshaped(cells, (1,) * len(view.sizes))
         key = (base, view)
         out = cells.moved.get(key)
         if out is None:
-            out = self._algebra.move(cells, lambda data: view_of(data, base, view))
+            try:
+                out = self._algebra.move(cells, lambda data: view_of(data, base, view))
+            except IndexError:  # the storage grew: what is new may have been written by anything seen before
+                out = self._algebra.everything(cells, len(view.sizes))
+                assert out is not None
             cells.moved[key] = out
         return out
 
     def write(self, t: Tensor, shadow: Shadow | None) -> None:
         """The elements of ``t`` now have ``shadow`` (None: they depend on no label)."""
         storage = storage_of(t)
-        if t.numel() == 0:
-            return
         key = id(storage)
-        entry = self._entries.get(key)
+        entry = self.entries.get(key)
+        if t.numel() == 0 or entry is None and shadow is None:
+            return
         view = geometry(t)
         if shadow is not None:
-            shadow = shadow.planes(lambda cells: self._algebra.aligned(cells, len(view.sizes)))
-        if entry is not None and entry.base == view or covers(view, storage.nbytes()):
+            ndim = len(view.sizes)
+            if not shadow.plain or shadow.support is None or len(shadow.support.dims) != ndim or shadow.possible:
+                shadow = shadow.planes(lambda cells: self._algebra.aligned(cells, ndim))
+        whole = view.offset == 0 and t.is_contiguous() and t.numel() * view.itemsize == storage.nbytes()
+        if whole or entry is not None and entry.base == view or covers(view, storage.nbytes()):
             if shadow is None:
-                self._entries.pop(key, None)
+                self.entries.pop(key, None)
             else:
                 self._insert(key, storage, view, shadow)
-            return
-        if entry is None and shadow is None:
             return
         base = entry.base if entry is not None else natural(view, storage.nbytes())
         self._insert(key, storage, base, self._merge(entry, base, view, shadow))
 
     def _insert(self, key: int, storage: torch.UntypedStorage, base: Geometry, shadow: Shadow | None) -> None:
         with self._lock:
-            old = self._entries.get(key)
+            old = self.entries.get(key)
             if shadow is None:
-                self._entries.pop(key, None)
+                self.entries.pop(key, None)
             elif old is not None:
                 old.base, old.shadow, old.views = base, shadow, {}
             else:
-                entries = self._entries
+                entries = self.entries
                 ref = weakref.ref(storage, lambda _: entries.pop(key, None))
                 entries[key] = Entry(ref, base, shadow)
 
@@ -166,7 +182,7 @@ class Memory:
 
     def alive(self) -> Iterator[tuple[torch.UntypedStorage, Entry]]:
         with self._lock:
-            entries = list(self._entries.values())
+            entries = list(self.entries.values())
         for entry in entries:
             if (storage := entry.ref()) is not None:
                 yield storage, entry

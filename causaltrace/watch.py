@@ -191,10 +191,8 @@ class Watch:
         global _current
         self._stack.__exit__(kind, error, trace)
         _current = None
-        leftovers = [
-            e.shadow for _, e in self._tracer.memory.alive() if e.shadow.target is not None
-        ]
-        self._judge.close(leftovers, Site("score", "returned", "<end of the watch>", 0))
+        held = [e.shadow for _, e in self._tracer.memory.alive() if e.shadow.target is not None]
+        self._judge.close(held, Site("score", "returned", "<end of the watch>", 0))
         self._report = self._judge.report(None if error is None else f"{type(error).__name__}: {error}")
         finished.append(self._report)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+import time
 from collections.abc import Iterator, Sequence
 from pydoc_data.topics import topics
 from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
@@ -110,7 +111,7 @@ def build_model(config: ModelConfig, seed: int = 0) -> GPT:
 
 
 def load_text() -> bytes:
-    """The language reference topics that ship with Python (about 700 kB of English prose and code)."""
+    """The language reference topics that ship with Python (about half a megabyte of prose and code)."""
     return "\n".join(topics[name] for name in sorted(topics)).encode("utf-8")
 
 
@@ -119,13 +120,27 @@ def byte_tokens(text: bytes) -> Tensor:
     return torch.frombuffer(bytearray(text), dtype=torch.uint8).to(torch.int64)
 
 
-def train(model: GPT, tokens: Tensor, steps: int, length: int, batch: int = 16, seed: int = 0) -> None:
-    """Train in place with AdamW on random excerpts of ``tokens``."""
+def train(
+    model: GPT,
+    tokens: Tensor,
+    steps: int,
+    length: int,
+    batch: int = 16,
+    seed: int = 0,
+    seconds: float = math.inf,
+) -> int:
+    """Train in place with AdamW on random excerpts of ``tokens``, for ``seconds`` at most.
+
+    Returns how many of the ``steps`` were made.
+    """
+    end = time.monotonic() + seconds
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     offsets = torch.arange(length + 1)
     model.train()
-    for _ in range(steps):
+    for step in range(steps):
+        if time.monotonic() >= end:
+            return step
         starts = torch.randint(len(tokens) - length, (batch, 1), generator=generator)
         rows = tokens[(starts + offsets).to(tokens.device)]
         optimizer.zero_grad(set_to_none=True)
@@ -133,6 +148,7 @@ def train(model: GPT, tokens: Tensor, steps: int, length: int, batch: int = 16, 
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
+    return steps
 
 
 def bits_per_byte(nats_per_token: float) -> float:

@@ -45,8 +45,8 @@ class Host:
             self._replace(torch, name, self._entering(getattr(torch, name)))
         self._replace(torch.nn.functional, "one_hot", self._range_checked(torch.nn.functional.one_hot))
         hooks = (
-            register_optimizer_step_pre_hook(self._step_begins),
-            register_optimizer_step_post_hook(self._step_ends),
+            register_optimizer_step_pre_hook(self.tracer.step_begins),
+            register_optimizer_step_post_hook(self.tracer.step_ends),
         )
         self._undo += [hook.remove for hook in hooks]
         return self
@@ -107,14 +107,6 @@ class Host:
                 tracer.quiet -= 1
 
         return wrapper
-
-    # -- optimizers -----------------------------------------------------------------------------------
-
-    def _step_begins(self, *_: Any) -> None:
-        self.tracer.updating += 1
-
-    def _step_ends(self, *_: Any) -> None:
-        self.tracer.updating -= 1
 
 
 def _inside(data: Any) -> list[Tensor]:

@@ -21,6 +21,8 @@ from causaltrace.site import Site
 MEMO_ENTRIES = 256
 HISTORY_BYTES = 256 << 20
 HISTORY_ENTRIES = 20_000
+#: Numbers that are looked through for dims that need not be kept apart.
+COMPRESS_LIMIT = 1 << 16
 
 
 class Origin:
@@ -35,21 +37,21 @@ class Origin:
 class Cells:
     """One lattice value: ``data [*dims, width]``, each dim full or 1. Never modified."""
 
-    __slots__ = ("__weakref__", "data", "moved", "origin")
+    __slots__ = ("__weakref__", "_moved", "data", "dims", "origin", "uniform")
 
     def __init__(self, data: Tensor, origin: Origin | None = None) -> None:
         self.data = data
         self.origin = origin
-        self.moved: weakref.WeakValueDictionary[object, Cells] = weakref.WeakValueDictionary()
+        self.dims: tuple[int, ...] = tuple(data.shape[:-1])
+        self.uniform = data.numel() == data.shape[-1]  #: one value for the whole tensor
+        self._moved: weakref.WeakValueDictionary[object, Cells] | None = None
 
     @property
-    def dims(self) -> tuple[int, ...]:
-        return tuple(self.data.shape[:-1])
-
-    @property
-    def uniform(self) -> bool:
-        """One value for the whole tensor."""
-        return self.data.numel() == self.data.shape[-1]
+    def moved(self) -> weakref.WeakValueDictionary[object, Cells]:
+        """Views of this value that are in use."""
+        if self._moved is None:
+            self._moved = weakref.WeakValueDictionary()
+        return self._moved
 
 
 def _same(data: Tensor) -> Tensor:
@@ -78,7 +80,7 @@ class Algebra:
                     return parent
         site = self._site()
         key = None
-        if data.device.type == "cpu" and data.numel() == data.shape[-1]:
+        if data.numel() == data.shape[-1] and data.device.type == "cpu":
             key = (tuple(data.flatten().tolist()), data.ndim, site)
             if (known := self._interned.get(key)) is not None:
                 return known
@@ -142,11 +144,25 @@ class Algebra:
         if full:
             lattice = self.lattice
             made = self._cached(
-                ("reduce", id(x), full), lambda: self.make(lambda data: lattice.reduce(data, full), x), x
+                ("reduce", id(x), full),
+                lambda: self.compressed(self.make(lambda data: lattice.reduce(data, full), x)),
+                x,
             )
             assert made is not None
             out = made
         return out if keepdim or not dims else self.squeeze(out, dims)
+
+    def compressed(self, x: Cells | None) -> Cells | None:
+        """``x`` without the dims along which it turns out to be the same; on the host only."""
+        if x is None or x.uniform or x.data.device.type != "cpu" or x.data.numel() > COMPRESS_LIMIT:
+            return x
+        for d, n in enumerate(x.dims):
+            if n > 1:
+                first = x.data.narrow(d, 0, 1)
+                if bool((x.data == first).all()):
+                    dim = d
+                    x = self.make(lambda data, dim=dim: data.narrow(dim, 0, 1), x, share=False)
+        return x
 
     def everything(self, x: Cells | None, ndim: int = 0) -> Cells | None:
         """Join over all elements, as one value for a tensor of ``ndim`` dims."""
@@ -186,7 +202,7 @@ class Algebra:
         if x.data.shape[-3] == 1:  # the same for every key: bottom only where no key is kept
             return self.keep(x, mask.any(-1, keepdim=True))
         lattice = self.lattice
-        return self.make(lambda data: lattice.contract(mask, data), x, held=mask.numel())
+        return self.compressed(self.make(lambda data: lattice.contract(mask, data), x, held=mask.numel()))
 
     def indirect(self, x: Cells | None) -> Cells | None:
         """``x`` after a backward pass."""

@@ -28,6 +28,7 @@ from causaltrace.rules import (
     optim,
     pointwise,
     reduce,
+    scatter,
 )
 from causaltrace.rules.call import OpCall, Result
 
@@ -35,24 +36,24 @@ MOVE, POINT, LEAVE, READ, FREE, VIEW, OPAQUE = "move", "point", "leave", "read",
 
 
 class Rule(NamedTuple):
-    """``fn(op)`` gives the supports of the outputs; ``escapes``: Python sees values or value-made shapes."""
+    """``fn(op)`` gives the supports of the outputs."""
 
     kind: str
     fn: Callable[[OpCall], Result]
-    escapes: bool = False
 
 
-def _rows(kind: str, fn: Callable[[OpCall], Result], names: str, escapes: bool = False) -> dict[str, Rule]:
-    return {name: Rule(kind, fn, escapes) for name in names.split()}
+def _rows(kind: str, fn: Callable[[OpCall], Result], names: str) -> dict[str, Rule]:
+    return {name: Rule(kind, fn) for name in names.split()}
 
 
 TABLE: dict[str, Rule] = {
     # -- views: the same storage, read through another geometry; shadow memory does the rest
-    **_rows(VIEW, fallback.nothing, "_unsafe_view _reshape_alias lift lift_fresh detach alias record_stream set set_data resize"),
+    **_rows(VIEW, fallback.nothing, "_unsafe_view _reshape_alias lift lift_fresh detach alias record_stream set set_data resize "
+            "t transpose squeeze unsqueeze swapaxes swapdims as_strided resize_as"),
     # -- out depends on no value
     **_rows(FREE, fallback.nothing, "zeros_like ones_like empty_like full_like rand_like randn_like randint_like "
-            "new_zeros new_ones new_empty new_full new_empty_strided empty_strided empty bernoulli_p "
-            "zero normal uniform exponential cauchy geometric log_normal random random_from random_to "
+            "new_zeros new_ones new_empty new_full new_empty_strided empty_strided empty empty_permuted "
+            "_assert_async _assert_tensor_metadata _linalg_check_errors zero uniform exponential cauchy geometric log_normal random random_from random_to "
             "_record_function_enter_new _record_function_exit sym_size sym_numel sym_stride is_pinned "
             "_has_compatible_shallow_copy_type is_same_size"),
     # -- movement: S(out) = S of the element that moved (| S(condition or index))
@@ -71,48 +72,73 @@ TABLE: dict[str, Rule] = {
     **_rows(MOVE, pointwise.tri, "tril triu"),
     # -- index reads: S(index) | S(element); readouts: S(row)
     **_rows(MOVE, index.index_select, "index_select"),
-    **_rows(MOVE, index.masked_select, "masked_select", escapes=True),
+    **_rows(MOVE, index.masked_select, "masked_select"),
     **_rows(READ, index.gather, "gather"),
     **_rows(READ, index.index, "index _unsafe_index"),
     **_rows(LEAVE, index.embedding, "embedding"),
     # -- index writes: S(old) | S(new) | S(all indices that could have pointed there)
-    **_rows(MOVE, index.index_put, "index_put _unsafe_index_put _index_put_impl"),
-    **_rows(MOVE, index.scatter, "scatter"),
-    **_rows(LEAVE, index.scatter, "scatter_add scatter_reduce"),
-    **_rows(LEAVE, index.index_write, "index_add index_copy index_fill index_reduce"),
-    **_rows(LEAVE, index.embedding_backward, "embedding_dense_backward"),
-    **_rows(LEAVE, index.nonzero, "nonzero _unique2 unique_dim unique_consecutive bincount", escapes=True),
+    **_rows(MOVE, scatter.index_put, "index_put _unsafe_index_put _index_put_impl"),
+    **_rows(MOVE, scatter.scatter, "scatter"),
+    **_rows(LEAVE, scatter.scatter, "scatter_add scatter_reduce"),
+    **_rows(LEAVE, scatter.index_write, "index_add index_copy index_fill index_reduce"),
+    **_rows(LEAVE, scatter.put, "put"),
+    **_rows(MOVE, scatter.masked_scatter, "masked_scatter"),
+    **_rows(LEAVE, scatter.masked_scatter_backward, "masked_scatter_backward"),
+    **_rows(LEAVE, index.take, "take"),
+    **_rows(LEAVE, index.repeats, "repeat_interleave"),
+    **_rows(LEAVE, scatter.embedding_backward, "embedding_dense_backward"),
+    **_rows(LEAVE, index.nonzero, "nonzero _unique2 unique_dim unique_consecutive unique_dim_consecutive"),
     # -- element by element: S(out) = union of S(operands); an exact 0 cuts its partner
     **_rows(POINT, pointwise.mul, "mul"),
     **_rows(POINT, pointwise.add, "add"),
     **_rows(POINT, pointwise.pow_, "pow"),
     **_rows(POINT, pointwise.addcmul, "addcmul"),
     **_rows(POINT, pointwise.fill, "fill"),
-    **_rows(POINT, pointwise.join, "div sub rsub lerp addcdiv maximum minimum dropout native_dropout bernoulli "
+    **_rows(POINT, pointwise.join, "div sub rsub lerp addcdiv maximum minimum dropout native_dropout "
             "masked_scale real imag complex polar _to_cpu nan_to_num clamp hardtanh threshold "
-            "prelu _prelu_kernel rrelu_with_noise native_dropout_backward_mask"),
+            "prelu _prelu_kernel rrelu_with_noise native_dropout_backward_mask hardswish hardsigmoid celu softshrink "
+            "hardshrink floor_divide gcd lcm heaviside binary_cross_entropy_with_logits_backward _add_relu "
+            "_standard_gamma_grad gelu softplus mish xlogy isinf"),
+    **_rows(POINT, pointwise.each, "log_sigmoid_forward"),
+    **_rows(POINT, pointwise.sampled, "normal bernoulli"),
+    **_rows(LEAVE, pointwise.glu, "glu"),
+    **_rows(LEAVE, pointwise.glu_backward, "glu_backward"),
     **_rows(POINT, pointwise.grad_of, "gelu_backward silu_backward sigmoid_backward tanh_backward "
             "threshold_backward leaky_relu_backward elu_backward softplus_backward hardswish_backward "
             "hardsigmoid_backward hardtanh_backward mish_backward logit_backward log_sigmoid_backward "
-            "native_dropout_backward softshrink_backward hardshrink_backward"),
+            "native_dropout_backward softshrink_backward hardshrink_backward mse_loss_backward smooth_l1_loss_backward "
+            "huber_loss_backward binary_cross_entropy_backward soft_margin_loss_backward rrelu_with_noise_backward"),
     # -- reductions: S(out) = union over the reduced dims
     **_rows(LEAVE, reduce.over, "sum mean nansum prod amax amin any all logsumexp argmax argmin std var "
-            "linalg_vector_norm norm count_nonzero nanmedian"),
-    **_rows(LEAVE, reduce.several, "max min median mode var_mean std_mean aminmax kthvalue"),
+            "linalg_vector_norm norm count_nonzero trace"),
+    **_rows(LEAVE, reduce.several, "max min median nanmedian var_mean std_mean aminmax _aminmax"),
+    **_rows(LEAVE, reduce.last, "mode kthvalue"),
+    **_rows(LEAVE, reduce.renorm, "renorm"),
     **_rows(LEAVE, reduce.one_dim, "_softmax _log_softmax _safe_softmax sort topk argsort msort"),
     **_rows(LEAVE, reduce.softmax_backward, "_softmax_backward_data _log_softmax_backward_data"),
     **_rows(LEAVE, reduce.running, "cumsum cumprod cummax cummin logcumsumexp"),
     **_rows(LEAVE, reduce.norm_each, "_foreach_norm"),
-    **_rows(LEAVE, reduce.whole, "histc isin linalg_qr linalg_cholesky cholesky linalg_svd _linalg_svd linalg_inv_ex "
-            "linalg_cholesky_ex _linalg_eigh cholesky_inverse multinomial searchsorted bucketize"),
-    **_rows(LEAVE, reduce.whole, "equal is_nonzero _local_scalar_dense item _is_all_true _is_any_true", escapes=True),
+    **_rows(LEAVE, reduce.whole, "histc dist allclose"),
+    **_rows(LEAVE, reduce.rows, "multinomial"),
+    **_rows(LEAVE, reduce.searched, "searchsorted bucketize isin"),
+    **_rows(LEAVE, reduce.matrices, "linalg_qr linalg_cholesky cholesky _linalg_svd linalg_inv_ex linalg_cholesky_ex "
+            "_linalg_eigh linalg_eig _linalg_eigvals cholesky_inverse cholesky_solve _cholesky_solve_helper _linalg_det "
+            "_linalg_slogdet _linalg_solve_ex linalg_lu linalg_lu_factor_ex linalg_lu_solve linalg_ldl_factor_ex "
+            "linalg_solve_triangular triangular_solve linalg_matrix_exp linalg_pinv geqrf linalg_householder_product "
+            "ormqr lu_unpack linalg_lstsq"),
+    **_rows(LEAVE, reduce.whole, "bincount equal is_nonzero _local_scalar_dense item _is_all_true _is_any_true"),
+    # samplers that draw as often as the values ask for: what the generator yields next depends on them
+    **_rows(LEAVE, reduce.whole, "poisson binomial _standard_gamma _sample_dirichlet"),
     # -- products: S(out[i, j]) = union over k of S(A[i, k]) | S(B[k, j]) where neither factor is 0
-    **_rows(LEAVE, matmul.mm, "mm bmm"),
-    **_rows(LEAVE, matmul.addmm, "addmm baddbmm"),
+    **_rows(LEAVE, matmul.mm, "mm bmm _int_mm"),
+    **_rows(LEAVE, matmul.addmm, "addmm baddbmm addbmm _addmm_activation"),
     **_rows(LEAVE, matmul.mv, "mv"),
     **_rows(LEAVE, matmul.addmv, "addmv"),
     **_rows(LEAVE, matmul.dot, "dot vdot"),
-    **_rows(LEAVE, matmul.ger, "ger outer"),
+    **_rows(LEAVE, matmul.ger, "ger outer addr"),
+    **_rows(LEAVE, matmul.scaled_mm, "_scaled_mm"),
+    **_rows(LEAVE, matmul.distances, "_cdist_forward _euclidean_dist"),
+    **_rows(LEAVE, matmul.distances_backward, "_cdist_backward"),
     # -- attention: S(q_i) | S(mask_i) | union of S(k_j) | S(v_j) over visible j
     **_rows(LEAVE, attention.forward, "_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention "
             "_scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention "
@@ -129,11 +155,16 @@ TABLE: dict[str, Rule] = {
     **_rows(LEAVE, norm.fused_rms_norm_backward, "_fused_rms_norm_backward"),
     **_rows(LEAVE, norm.batch_norm, "native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training "
             "_batch_norm_with_update _batch_norm_no_update cudnn_batch_norm"),
+    **_rows(LEAVE, norm.batch_norm_backward, "native_batch_norm_backward batch_norm_backward cudnn_batch_norm_backward"),
     **_rows(LEAVE, norm.group_norm, "native_group_norm"),
+    **_rows(LEAVE, norm.group_norm_backward, "native_group_norm_backward"),
+    **_rows(LEAVE, norm.weight_norm, "_weight_norm_interface"),
+    **_rows(LEAVE, norm.weight_norm_backward, "_weight_norm_interface_backward"),
     # -- losses: readouts when the target is a verbatim label
     **_rows(READ, loss.nll_loss, "nll_loss_forward nll_loss2d_forward"),
     **_rows(LEAVE, loss.nll_loss_backward, "nll_loss_backward nll_loss2d_backward"),
-    **_rows(LEAVE, loss.mse_like, "mse_loss smooth_l1_loss huber_loss binary_cross_entropy l1_loss"),
+    **_rows(LEAVE, loss.mse_like, "mse_loss smooth_l1_loss huber_loss binary_cross_entropy l1_loss "
+            "binary_cross_entropy_with_logits soft_margin_loss"),
     # -- optimizers: parameter i and its state depend on everything of parameter i
     **_rows(LEAVE, optim.fused, "_fused_adam _fused_adamw _fused_sgd _fused_adagrad"),
     **_rows(LEAVE, optim.unscale, "_amp_foreach_non_finite_check_and_unscale"),

@@ -7,6 +7,8 @@ dk_j, dv_j = union of row_i over the queries i that see j.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -23,123 +25,119 @@ def _heads(op: OpCall, c: Cells | None, heads: int) -> Cells | None:
     return op.lattice.move(c, lambda data: data.repeat_interleave(groups, dim=-4))
 
 
-def visible(mask: Tensor | None) -> Tensor | None:
-    """Which keys a mask lets through (None: all). A row whose keys are all at a finite mask value is
-    uniform over all of them."""
-    if mask is None or mask.dtype == torch.bool:
+def visible(mask: Tensor, q: Tensor, k: Tensor, scale: float | None = None) -> Tensor:
+    """Which keys a mask lets through, compressed where it is expanded.
+
+    An additive mask hides a key at -inf, and at a finite mask value as far below the row's best one: a row
+    whose keys are all at -1e9 is uniform over them. Where scores are as large as that, it hides nothing.
+    """
+    for d in range(mask.ndim):
+        if mask.stride(d) == 0:
+            mask = mask.narrow(d, 0, 1)
+    if mask.dtype == torch.bool:
         return mask
     low = max(MASK_VALUE, torch.finfo(mask.dtype).min / 2)
-    seen = mask > low
-    finite = ~torch.isinf(mask).any(-1, keepdim=True)
-    return torch.where(~seen.any(-1, keepdim=True) & finite, True, seen)
+    hidden = (mask <= low) & (mask - mask.amax(-1, keepdim=True) <= low / 2)
+    if q.numel() and k.numel():
+        factor = q.shape[-1] * (q.shape[-1] ** -0.5 if scale is None else abs(scale))
+        hidden = hidden & (q.abs().amax().float() * k.abs().amax().float() * factor < -low / 4)
+    return ~(hidden | (mask == -torch.inf))
 
 
-def _attend(op: OpCall, kv: Cells | None, mask: Tensor | None, causal: bool, queries: int, keys: int) -> Cells | None:
-    """Union over visible keys; ``kv [.., keys | 1, 1]`` to ``[.., queries | 1, 1]``."""
-    lattice = op.lattice
-    if kv is None:
+def _across(op: OpCall, call: _Call, rows: Cells | None, back: bool = False) -> Cells | None:
+    """From keys to the queries that see them; ``back``: from queries to the keys that they see."""
+    if rows is None:
         return None
-    n = len(kv.dims)
-    if causal and queries == keys:
-        return lattice.running(kv, n - 2)
-    if causal:
-        mask = torch.ones(queries, keys, dtype=torch.bool, device=kv.data.device).tril()
-    if mask is None:
-        return lattice.reduce(kv, [n - 2])
-    return lattice.contract(_shared(mask, kv), kv)
+    along = len(rows.dims) - 2
+    if call.causal:
+        return op.lattice.running(rows, along, reverse=back)
+    if call.seen is None:
+        return op.lattice.reduce(rows, [along])
+    return op.lattice.contract(_shared(call.seen.transpose(-1, -2) if back else call.seen, rows), rows)
 
 
 def _shared(mask: Tensor, kv: Cells) -> Tensor:
-    """One mask for all heads and batch rows that share their supports, when they share the mask too."""
+    """One mask, the union, for all heads and batch rows that share their supports."""
     for d in range(mask.ndim - 2):
         along = d - mask.ndim
-        if mask.stride(d) == 0 or (len(kv.dims) >= -along and kv.dims[along] == 1 and mask.shape[d] != 1):
-            mask = mask.any(d, keepdim=True) if mask.stride(d) != 0 else mask.narrow(d, 0, 1)
+        if len(kv.dims) >= -along and kv.dims[along] == 1 and mask.shape[d] != 1:
+            mask = mask.any(d, keepdim=True)
     return mask
 
 
-def _arguments(op: OpCall) -> tuple[Tensor, Tensor, Cells | None, Cells | None, Tensor | None, Cells | None]:
+class _Call(NamedTuple):
+    """Shapes and supports common to both directions: ``query``, ``keys`` (key and value), ``mask`` are
+    ``[.., queries | keys, 1]``; ``seen`` the visible keys, None for all or where ``causal`` says it."""
+
+    key_heads: int
+    query: Cells | None
+    keys: Cells | None
+    mask: Cells | None
+    seen: Tensor | None
+    causal: bool
+
+
+def _call(op: OpCall) -> _Call:
     lattice = op.lattice
     q, k = op.tensor("query"), op.tensor("key")
-    last = q.ndim - 1
-    cq = lattice.reduce(op.cells("query"), [last])
-    kv = lattice.reduce(lattice.join(op.cells("key"), op.cells("value")), [last])
-    kv = _heads(op, kv, q.shape[-3]) if q.ndim >= 3 else kv
+    heads = q.shape[-3] if q.ndim >= 3 else 1
+    query = lattice.reduce(op.cells("query"), [q.ndim - 1])
+    both = [lattice.reduce(op.cells(name), [k.ndim - 1]) for name in ("key", "value")]
+    keys = lattice.join(*[_heads(op, c, heads) for c in both])
     mask = next((op.args[n] for n in ("attn_mask", "attn_bias") if isinstance(op.args.get(n), Tensor)), None)
-    cm = None if mask is None else lattice.reduce(op.of(mask), [mask.ndim - 1])
-    return q, k, cq, kv, mask, cm
+    causal = bool(op.get("is_causal", False))
+    square = q.shape[-2] == k.shape[-2]
+    seen = None
+    if causal and not square:
+        seen = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).tril()
+    elif mask is not None and not causal:
+        seen = visible(mask, q, k, op.get("scale"))
+    masked = None if mask is None else lattice.reduce(op.of(mask), [mask.ndim - 1])
+    return _Call(k.shape[-3] if k.ndim >= 3 else 1, query, keys, masked, seen, causal and square)
 
 
 def forward(op: OpCall) -> Result:
     """(out, logsumexp, ...): every result row depends on the query's own row and its visible keys."""
-    q, k, cq, kv, mask, cm = _arguments(op)
-    seen = visible(mask)
-    causal = bool(op.get("is_causal", False))
-    through = _attend(op, kv, seen, causal, q.shape[-2], k.shape[-2])
-    row = op.lattice.join(cq, through, cm)
+    lattice = op.lattice
+    call = _call(op)
+    row = lattice.join(call.query, _across(op, call, call.keys), call.mask)
     outs = op.out if isinstance(op.out, (tuple, list)) else [op.out]
-    cells: list[Cells | None] = []
-    for i, out in enumerate(outs):
-        if not isinstance(out, Tensor) or not out.dtype.is_floating_point or row is None:
-            cells.append(None)
-        elif i == 0:
-            cells.append(row)
-        else:  # logsumexp [.., queries] or padded to it
-            flat = op.lattice.squeeze(row, [len(row.dims) - 1])
-            fits = all(a in (1, b) for a, b in zip(flat.dims, out.shape, strict=False)) and len(flat.dims) == out.ndim
-            cells.append(flat if fits else op.lattice.reshaped(_all(op, row), (1,) * out.ndim))
-    return cells if isinstance(op.out, (tuple, list)) else cells[0]
+    cells = [row] + [
+        _flat(op, row, extra) if isinstance(extra, Tensor) and extra.is_floating_point() else None
+        for extra in outs[1:]
+    ]
+    return cells if isinstance(op.out, (tuple, list)) else row
 
 
-def _all(op: OpCall, row: Cells) -> Cells:
-    out = op.lattice.everything(row)
-    assert out is not None
-    return out
+def _flat(op: OpCall, row: Cells | None, extra: Tensor) -> Cells | None:
+    """A number for each row (logsumexp), or any other shape."""
+    if row is None:
+        return None
+    dims = row.dims[:-1]
+    if len(dims) == extra.ndim and all(n in (1, size) for n, size in zip(dims, extra.shape, strict=True)):
+        return op.lattice.squeeze(row, [len(dims)])
+    return op.lattice.everything(row, extra.ndim)
 
 
 def backward(op: OpCall) -> Result:
     """(dq, dk, dv[, dmask])."""
     lattice = op.lattice
-    name = "grad_out" if "grad_out" in op.args else "grad_out_" if "grad_out_" in op.args else "grad_output"
+    name = next(n for n in ("grad_out", "grad_out_", "grad_output") if n in op.args)
     grad, out = op.tensor(name), op.tensor("out")
-    q, k, cq, kv, mask, cm = _arguments(op)
-    last = grad.ndim - 1
-    own = lattice.reduce(op.cells(name), [last])
-    saved = lattice.join(lattice.reduce(op.of(out), [last]), cq, cm)
-    row = absorb(op, grad, own, saved)
-    seen = visible(mask)
-    into = None
-    if row is not None:
-        n = len(row.dims)
-        causal = bool(op.get("is_causal", False))
-        if causal and q.shape[-2] == k.shape[-2]:
-            into = lattice.running(row, n - 2, reverse=True)
-        elif causal or seen is not None:
-            kept = (
-                torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).tril() if causal else seen
-            )
-            assert kept is not None
-            into = lattice.contract(_shared(kept.transpose(-1, -2), row), row)
-        else:
-            into = lattice.reduce(row, [n - 2])
-        if into is not None and q.ndim >= 3 and k.shape[-3] != q.shape[-3]:
-            into = _grouped(op, into, k.shape[-3])
+    call = _call(op)
+    last = [grad.ndim - 1]
+    saved = lattice.join(lattice.reduce(op.of(out), last), call.query, call.mask)
+    row = absorb(op, grad, lattice.reduce(op.cells(name), last), saved)
+    into = _grouped(op, _across(op, call, row, back=True), call.key_heads)
     results: list[Cells | None] = [row, into, into]
-    outs = op.out if isinstance(op.out, (tuple, list)) else [op.out]
-    for extra in outs[3:]:
-        whole = lattice.everything(row)
-        results.append(
-            lattice.reshaped(whole, (1,) * extra.ndim) if isinstance(extra, Tensor) and whole is not None else None
-        )
+    for extra in op.out[3:]:
+        results.append(lattice.everything(row, extra.ndim) if isinstance(extra, Tensor) else None)
     return results
 
 
-def _grouped(op: OpCall, c: Cells, heads: int) -> Cells:
+def _grouped(op: OpCall, c: Cells | None, heads: int) -> Cells | None:
     """Gradients of keys shared by a group of queries: union over the group."""
-    if c.dims[-3] in (1, heads):
+    if c is None or len(c.dims) < 3 or c.dims[-3] in (1, heads):
         return c
     shape = (*c.dims[:-3], heads, c.dims[-3] // heads, *c.dims[-2:])
-    split = op.lattice.move(c, lambda data: data.reshape(*shape, data.shape[-1]))
-    out = op.lattice.reduce(split, [len(shape) - 3], keepdim=False)
-    assert out is not None
-    return out
+    return op.lattice.reduce(op.lattice.reshaped(c, shape), [len(shape) - 3], keepdim=False)

@@ -21,7 +21,7 @@ class OpCall:
     ``out`` is what the op returned, or None when the rule runs before an in-place op.
     """
 
-    __slots__ = ("_cells", "args", "backward", "lattice", "name", "out", "plane", "selects")
+    __slots__ = ("_cells", "args", "backward", "bare", "lattice", "name", "out", "plane", "selects")
 
     def __init__(
         self, name: str, args: dict[str, Any], cells: Callable[[Tensor], Cells | None], lattice: Algebra,
@@ -29,6 +29,8 @@ class OpCall:
     ) -> None:
         self.name, self.args, self._cells, self.lattice = name, args, cells, lattice
         self.plane, self.backward, self.out, self.selects = plane, backward, out, selects
+        #: As ``of``, without the labels that a tensor's elements themselves are.
+        self.bare: Callable[[Tensor], Cells | None] = cells
 
     def get(self, name: str, default: Any = None) -> Any:
         return self.args.get(name, default)

@@ -30,4 +30,8 @@ def opaque(op: OpCall) -> Result:
 
 
 def pointwise_tag(func: torch._ops.OpOverload) -> bool:
-    return torch.Tag.pointwise in func.tags
+    """Is the op element-wise? Some ``out=`` and scalar overloads lack the tag that their siblings have."""
+    if torch.Tag.pointwise in func.tags:
+        return True
+    packet = func.overloadpacket
+    return any(torch.Tag.pointwise in getattr(packet, name).tags for name in packet.overloads())

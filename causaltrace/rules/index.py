@@ -1,7 +1,4 @@
-"""Reads and writes by index.
-
-Read: S(index) | S(element read). Write: every place that could have been written gets S(index), not only
-the place that was. ``op.selects`` marks a readout: a class picked at a verbatim label, whose result keeps
+"""Reads by index: S(index) | S(element read). ``op.selects`` marks a readout: a class picked at a verbatim label, whose result keeps
 the support of the whole row and not that of the label.
 """
 
@@ -13,7 +10,7 @@ import torch
 from torch import Tensor
 
 from causaltrace.lattice.cells import Cells
-from causaltrace.rules.call import OpCall, Result, live
+from causaltrace.rules.call import OpCall, Result
 
 
 def embedding(op: OpCall) -> Result:
@@ -29,20 +26,6 @@ def embedding(op: OpCall) -> Result:
     else:
         rows = lattice.move(table, lambda data: data[index], held=index.numel() * 8)
     return lattice.join(rows, where)
-
-
-def embedding_backward(op: OpCall) -> Result:
-    """Gradient of a table: any row could have been read, so every row gets S(index) of the positions whose
-    gradient is not zero, and S(gradient)."""
-    lattice = op.lattice
-    grad, index = op.tensor("grad_output"), op.cells("indices")
-    own = op.cells("grad_output")
-    last = grad.ndim - 1
-    if index is not None:
-        mask = live(grad, tuple(range(last)))[..., 0]
-        index = lattice.keep(index, mask)
-    whole = lattice.join(lattice.everything(own, 2), lattice.everything(index, 2))
-    return whole
 
 
 def _class_row(op: OpCall, c: Cells | None, dim: int) -> Cells | None:
@@ -93,6 +76,8 @@ def index_select(op: OpCall) -> Result:
     """out = self along dim at the indices."""
     lattice = op.lattice
     c, index = op.cells("self"), op.tensor("index")
+    if not op.tensor("self").ndim:
+        return lattice.join(c, lattice.everything(op.cells("index")) if op.moves_values else None)
     dim = op.dim()
     if c is not None and c.dims[dim] != 1:
         c = lattice.move(c, lambda data: data.index_select(dim, index), held=index.numel() * 8)
@@ -199,92 +184,6 @@ def _index_cells(op: OpCall, x: Tensor, indices: Sequence[Tensor | None]) -> Cel
     return lattice.reshaped(joined, (1,) * before + joined.dims + (1,) * after)
 
 
-def index_put(op: OpCall) -> Result:
-    """self with values written at the indices: every place may have been written, so all get S(indices)."""
-    lattice = op.lattice
-    x, values = op.tensor("self"), op.tensor("values")
-    indices = list(op.args["indices"])
-    base, new = op.cells("self"), op.cells("values")
-    accumulate = bool(op.get("accumulate", False))
-    if new is not None or (base is not None and not accumulate):
-        some = new or base
-        assert some is not None
-        width = some.data.shape[-1]
-        parents = [c for c in (base, new) if c is not None]
-
-        def fn(*data: Tensor) -> Tensor:
-            rest = list(data)
-            old = rest.pop(0) if base is not None else torch.full((1,) * (x.ndim + 1), -1, device=some.data.device)
-            fresh = rest.pop(0) if new is not None else torch.full((1,) * (values.ndim + 1), -1, device=some.data.device)
-            full = old.to(some.data.dtype).expand(*x.shape, width).clone(memory_format=torch.contiguous_format)
-            places = tuple(slice(None) if t is None else t for t in indices)
-            target = full[places]
-            put = fresh.to(full.dtype).expand(*values.shape, width).expand(target.shape)
-            if not accumulate:
-                full[places] = put
-                return full
-            ids = torch.arange(x.numel(), device=full.device).view(x.shape)[places].reshape(-1)
-            flat = full.view(-1, width)
-            flat.scatter_reduce_(0, ids.unsqueeze(-1).expand(-1, width), put.reshape(-1, width), "amax")
-            return full
-
-        if new is None or new.uniform and x.numel() > 1 << 22:
-            out: Cells | None = lattice.join(base, None if new is None else lattice.everything(new, x.ndim))
-            if new is None:
-                out = lattice.make(fn, *parents, share=True)
-        else:
-            out = lattice.make(fn, *parents, share=True, held=_held(indices))
-    else:
-        out = base
-    if op.moves_values and (where := _selector(op, indices)) is not None:
-        out = lattice.join(out, lattice.reshaped(where, (1,) * x.ndim))
-    return out
-
-
-def scatter(op: OpCall) -> Result:
-    """scatter, scatter_add, scatter_reduce: written places depend on their values and on all the indices of
-    their line along dim (any of them could have pointed here)."""
-    lattice = op.lattice
-    x, index = op.tensor("self"), op.tensor("index")
-    dim = op.dim()
-    src = op.args.get("src", op.args.get("value"))
-    base, new = op.cells("self"), op.of(src)
-    out = base
-    if new is not None:
-        line = lattice.reduce(_narrowed(op, new, index.shape, dim), [dim])
-        out = lattice.join(out, _padded(op, line, x, dim))
-    if op.moves_values and (where := op.cells("index")) is not None:
-        out = lattice.join(out, _padded(op, lattice.reduce(where, [dim]), x, dim))
-    return out
-
-
-def _padded(op: OpCall, c: Cells | None, x: Tensor, dim: int) -> Cells | None:
-    """The index may be shorter than self in the other dims: what lies beyond is not written."""
-    if c is None:
-        return None
-    short = [d for d in range(x.ndim) if d != dim and c.dims[d] not in (1, x.shape[d])]
-    if not short:
-        return c
-    widths = [0, 0]
-    for d in reversed(range(x.ndim)):
-        widths += [0, x.shape[d] - c.dims[d] if d in short else 0]
-    return op.lattice.move(c, lambda data: torch.constant_pad_nd(data, widths, -1))
-
-
-def index_write(op: OpCall) -> Result:
-    """index_add, index_copy, index_fill: lines along dim depend on self, all sources and the indices."""
-    lattice = op.lattice
-    x = op.tensor("self")
-    dim = op.dim()
-    src = op.args.get("source", op.args.get("value"))
-    new = op.of(src)
-    line = None
-    if new is not None:
-        line = lattice.reduce(new, [dim]) if len(new.dims) == x.ndim else lattice.everything(new, x.ndim)
-    where = lattice.everything(op.cells("index"), x.ndim) if op.moves_values else None
-    return lattice.join(op.cells("self"), line, where)
-
-
 def masked_select(op: OpCall) -> Result:
     """x[mask] as a vector: elements move, and depend on the whole mask."""
     lattice = op.lattice
@@ -303,3 +202,20 @@ def nonzero(op: OpCall) -> Result:
     outs = op.out if isinstance(op.out, (tuple, list)) else [op.out]
     cells = [None if c is None else op.lattice.reshaped(c, (1,) * o.ndim) for o in outs]
     return cells if isinstance(op.out, (tuple, list)) else cells[0]
+
+
+def take(op: OpCall) -> Result:
+    """out[i] = S(index_i) | S(element index_i of the flattened tensor)."""
+    lattice, x, index = op.lattice, op.tensor("self"), op.tensor("index")
+    c = op.cells("self")
+    if c is not None and not c.uniform:
+        shape = tuple(x.shape)
+        c = lattice.move(c, lambda data: data.expand(*shape, -1).reshape(-1, data.shape[-1])[index], held=index.numel() * 8)
+    elif c is not None:
+        c = lattice.reshaped(c, (1,) * index.ndim)
+    return lattice.join(c, op.cells("index") if op.moves_values else None)
+
+
+def repeats(op: OpCall) -> Result:
+    """repeat_interleave(repeats): indices that depend on all the counts."""
+    return op.lattice.everything(op.cells("repeats"), 1)

@@ -25,50 +25,38 @@ def nll_loss(op: OpCall) -> Result:
     """(out, total_weight). ``op.selects``: the target is a verbatim label, so out is a readout and only
     what else the index depends on joins in; otherwise the index counts like any other."""
     lattice = op.lattice
+    target = op.tensor("target")
     weight = lattice.everything(op.cells("weight"))
     index = op.cells("target")
-    per = lattice.join(rows(op), index)
-    if weight is not None and per is not None:
-        per = lattice.join(per, lattice.reshaped(weight, (1,) * len(per.dims)))
+    per = lattice.join(rows(op), index, lattice.everything(weight, target.ndim))
     reduction = op.get("reduction", 1)
     if reduction == 0:
         return [per, None]
-    out = lattice.everything(per)
-    total = lattice.everything(lattice.join(index, op.cells("weight"))) if _weighs(op) else None
-    return [lattice.join(out, total) if reduction == 1 else out, total]
+    counted = index if _weighs(op) else op.bare(target)  # who is ignored may be computed from labels
+    total = lattice.join(lattice.everything(counted), weight)
+    return [lattice.join(lattice.everything(per), total if reduction == 1 else None), total]
 
 
 def _weighs(op: OpCall) -> bool:
-    """Can the total weight change with the labels? Class ids are never negative, so a negative
+    """Can the total weight change with verbatim labels? Class ids are never negative, so a negative
     ignore_index cannot be one."""
     return isinstance(op.get("weight"), Tensor) or op.get("ignore_index", -100) >= 0
 
 
 def nll_loss_backward(op: OpCall) -> Result:
-    """grad_in[i, :] = grad_out[i] at the label's column: S(grad_out[i]) | S(label_i); zero stays zero."""
+    """grad_in[i, :] = grad_out[i] at the label's column: S(grad_out[i]) | S(label_i) | S(weights); a zero
+    gradient stays zero. (An element that is ignored for a fixed reason has no support to add.)"""
     lattice = op.lattice
-    x, grad, target = op.tensor("self"), op.tensor("grad_output"), op.tensor("target")
+    x, grad = op.tensor("self"), op.tensor("grad_output")
     dim = class_dim(op)
-    own = op.cells("grad_output")
-    rest = op.cells("target")
-    if x.ndim > 1 and rest is not None:
-        rest = lattice.unsqueeze(lattice.keep(rest, target != op.get("ignore_index", -100)) or rest, dim)
-        if not bool(_charged(op).any()) and target.device.type == "cpu":
-            rest = None
-    if grad.ndim and x.ndim > 1:
-        grad = grad.unsqueeze(dim)
-        own = None if own is None else lattice.unsqueeze(own, dim)
-    elif own is not None:
-        own = lattice.reshaped(own, (1,) * x.ndim)
-    extra = lattice.join(op.cells("weight"), op.cells("total_weight"))
-    whole = lattice.everything(extra)
-    if whole is not None:
-        own = lattice.join(own, lattice.reshaped(whole, (1,) * x.ndim))
-    return absorb(op, grad, own, rest)
-
-
-def _charged(op: OpCall) -> Tensor:
-    return op.tensor("target") != op.get("ignore_index", -100)
+    own, target = op.cells("grad_output"), op.cells("target")
+    if x.ndim > 1:
+        target = None if target is None else lattice.unsqueeze(target, dim)
+        if grad.ndim:
+            grad = grad.unsqueeze(dim)
+            own = None if own is None else lattice.unsqueeze(own, dim)
+    rest = lattice.join(target, lattice.everything(lattice.join(op.cells("weight"), op.cells("total_weight")), x.ndim))
+    return absorb(op, grad, None if own is None else lattice.aligned(own, x.ndim), rest)
 
 
 def mse_like(op: OpCall) -> Result:

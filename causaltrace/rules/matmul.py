@@ -6,35 +6,57 @@ import torch
 from torch import Tensor
 
 from causaltrace.lattice.cells import Cells
-from causaltrace.rules.call import OpCall, Result, live
+from causaltrace.rules.call import OpCall, Result, live, varied
+from causaltrace.rules.pointwise import MASK_VALUE
 
 
 def product(op: OpCall, a: Tensor, b: Tensor, ca: Cells | None, cb: Cells | None) -> Cells | None:
     """Support of ``a [.., I, K] @ b [.., K, J]``."""
     if ca is None and cb is None:
         return None
-    left = _side(op, ca, a, b)
-    right = _side(op, cb, b, a, transposed=True)
+    left, cut = _side(op, ca, a, b)
+    right, _ = _side(op, cb, b, a, transposed=True)
+    if cut and cb is not None:  # where both factors are 0, one of them has to vouch for it: A
+        left = op.lattice.join(left, _zeros(op, a, ca, b, cb))
     return op.lattice.join(left, right)
 
 
-def _side(op: OpCall, own: Cells | None, x: Tensor, factor: Tensor, transposed: bool = False) -> Cells | None:
+def _zeros(op: OpCall, x: Tensor, own: Cells | None, other: Tensor, theirs: Cells) -> Cells | None:
+    """Union over the contracted dim of S(x) where x is 0, but for zeros of the other that depend on nothing."""
+    if own is None:
+        return None
+    doubtful = (other == 0) & (theirs.data != op.lattice.lattice.bottom).any(-1)
+    zero = (x == 0) & doubtful.any(-1, keepdim=True).transpose(-1, -2)
+    if zero.device.type == "cpu" and not bool(zero.any()):
+        return None
+    along = varied(own, ndim=x.ndim)
+    for d in range(x.ndim):
+        if d not in along and zero.shape[d] != 1:
+            zero = zero.any(d, keepdim=True)
+    return op.lattice.reduce(op.lattice.keep(own, zero), [len(own.dims) - 1])
+
+
+def _side(
+    op: OpCall, own: Cells | None, x: Tensor, factor: Tensor, transposed: bool = False
+) -> tuple[Cells | None, bool]:
     """What of ``x`` reaches the output through ``factor``: ``x @ factor``, or ``factor @ x`` if transposed.
+    Also: were zeros of ``factor`` used to cut it?
 
     Works on the second form; the first is its transpose.
     """
     if own is None:
-        return None
+        return None, False
     lattice = op.lattice
     rows, keys = (-2, -1) if transposed else (-1, -2)  # factor's free and contracted dims
     contracted = len(own.dims) + (-2 if transposed else -1)
     along = own.dims[contracted] != 1
     if not along:
         if not op.backward or factor.requires_grad:
-            return own
+            return own, False
         # a zero row of a gradient cuts a whole slice of the partner
         mask = live(factor, tuple(d for d in range(factor.ndim) if d != factor.ndim + keys))
-        return lattice.keep(own, mask)
+        kept = lattice.keep(own, mask)
+        return kept, kept is not own
     mask = factor != 0
     if mask.ndim > 2:
         batch = own.dims[:-2]
@@ -42,7 +64,7 @@ def _side(op: OpCall, own: Cells | None, x: Tensor, factor: Tensor, transposed: 
             if batch[d] == 1 and mask.shape[d] != 1:  # heads that share supports share one mask
                 mask = mask.any(d, keepdim=True)
     if mask.device.type == "cpu" and bool(mask.all()):
-        return lattice.reduce(own, [contracted])
+        return lattice.reduce(own, [contracted]), False
     if factor.ndim == 2 and op.backward:  # weight gradients: features share one mask
         mask = mask.any(rows, keepdim=True)
     if not transposed:
@@ -52,7 +74,7 @@ def _side(op: OpCall, own: Cells | None, x: Tensor, factor: Tensor, transposed: 
     out = _contract(op, mask, own)
     if out is not None and not transposed:
         out = _swapped(op, out)
-    return out
+    return out, True
 
 
 def _contract(op: OpCall, mask: Tensor, x: Cells) -> Cells | None:
@@ -102,14 +124,26 @@ def dot(op: OpCall) -> Result:
 
 
 def _plus(op: OpCall, product_cells: Cells | None) -> Cells | None:
+    """bias | product; a mask value in the bias that swallows the product (out == bias <= -1e9 or -inf) cuts it."""
     bias = op.cells("self") if op.get("beta", 1) != 0 else None
-    return op.lattice.join(product_cells if op.get("alpha", 1) != 0 else None, bias)
+    if op.get("alpha", 1) == 0:
+        return bias
+    mask, out = op.tensor("self"), op.out
+    if bias is None and product_cells is not None and not op.backward and not mask.requires_grad and mask.ndim > 1:
+        if isinstance(out, Tensor) and out is not mask and op.get("beta", 1) == 1 and mask.is_floating_point():
+            low = mask <= max(MASK_VALUE, torch.finfo(mask.dtype).min / 2)
+            if low.device.type != "cpu" or bool(low.any()):
+                return op.lattice.keep(product_cells, ~(low & (out == mask)))
+    return op.lattice.join(product_cells, bias)
 
 
 def addmm(op: OpCall) -> Result:
     """out = bias | A @ B (addmm, baddbmm)."""
     a, b = ("mat1", "mat2") if "mat1" in op.args else ("batch1", "batch2")
-    return _plus(op, product(op, op.tensor(a), op.tensor(b), op.cells(a), op.cells(b)))
+    out = product(op, op.tensor(a), op.tensor(b), op.cells(a), op.cells(b))
+    if op.name == "addbmm":  # summed over the batch
+        out = op.lattice.reduce(out, [0], keepdim=False)
+    return _plus(op, out)
 
 
 def addmv(op: OpCall) -> Result:
@@ -121,9 +155,41 @@ def addmv(op: OpCall) -> Result:
 
 
 def ger(op: OpCall) -> Result:
-    """Outer product: out[i, j] = u[i] | v[j]."""
+    """Outer product (ger, addr): out[i, j] = u[i] | v[j]."""
     lattice = op.lattice
-    u, v = op.cells("self"), op.cells("vec2")
-    return lattice.join(
+    u, v = op.cells("self" if "vec1" not in op.args else "vec1"), op.cells("vec2")
+    out = lattice.join(
         None if u is None else lattice.unsqueeze(u, 1), None if v is None else lattice.unsqueeze(v, 0)
     )
+    return _plus(op, out) if "vec1" in op.args else out
+
+
+def scaled_mm(op: OpCall) -> Result:
+    """_scaled_mm: A @ B with scales, a bias and an output scale."""
+    lattice = op.lattice
+    out = product(op, op.tensor("self"), op.tensor("mat2"), op.cells("self"), op.cells("mat2"))
+    scales = [lattice.everything(op.cells(n), 2) for n in ("scale_a", "scale_b", "scale_result")]
+    return lattice.join(out, op.cells("bias"), *scales)
+
+
+def distances(op: OpCall) -> Result:
+    """cdist: out[i, j] = row i of x1 | row j of x2."""
+    lattice = op.lattice
+    a, b = op.tensor("x1"), op.tensor("x2")
+    rows = lattice.reduce(op.cells("x1"), [a.ndim - 1])
+    columns = lattice.reduce(op.cells("x2"), [b.ndim - 1])
+    return lattice.join(rows, None if columns is None else _swapped(op, columns))
+
+
+def distances_backward(op: OpCall) -> Result:
+    """_cdist_backward: row i of grad | row i of x1 | all of x2."""
+    lattice = op.lattice
+    grad = op.tensor("grad")
+    a, b = op.tensor("x1"), op.tensor("x2")
+    out = lattice.join(
+        lattice.reduce(op.cells("grad"), [grad.ndim - 1]),
+        lattice.reduce(op.cells("cdist"), [grad.ndim - 1]),
+        lattice.reduce(op.cells("x1"), [a.ndim - 1]),
+        lattice.reduce(op.cells("x2"), [b.ndim - 2, b.ndim - 1]),
+    )
+    return out

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from torch import Tensor
 
 from causaltrace.lattice.cells import Cells
@@ -39,60 +37,149 @@ def layer_norm_backward(op: OpCall) -> Result:
     own = op.cells("grad_out")
     saved = _rows(op, lattice.join(op.cells(name), op.cells("mean"), op.cells("rstd")), inner)
     row = absorb(op, grad, _rows(op, own, inner), saved)
-    dx = absorb(op, grad, row, op.cells("weight"))
+    dx = absorb(op, grad, row, lattice.everything(op.cells("weight"), x.ndim))  # the row's mean mixes all weights
     dweight = lattice.reduce(absorb(op, grad, own, saved), outer, keepdim=False)
     dbias = lattice.reduce(own, outer, keepdim=False)
     return [dx, dweight, dbias][: len(op.out)]
 
 
+def _channels(op: OpCall, vector: Cells | None, ndim: int) -> Cells | None:
+    """A support per channel ``[C]`` for a tensor ``[N, C, ...]``."""
+    return None if vector is None else op.lattice.reshaped(vector, (1, *vector.dims, *(1,) * (ndim - 2)))
+
+
+def _others(ndim: int) -> list[int]:
+    return [d for d in range(ndim) if d != 1]
+
+
 def batch_norm(op: OpCall) -> Result:
-    """Train mode: statistics over the batch and all positions, per channel; eval mode: running ones.
+    """Train mode: statistics over the batch and all positions, per channel; eval mode: running ones, which
+    the train mode updates.
 
     Results: (out, mean, rstd, ...), then the running mean and variance where they are written.
     """
     lattice = op.lattice
     x = op.tensor("input")
-    training = bool(op.get("training", op.get("train", True)))
-    others = [d for d in range(x.ndim) if d != 1]
+    training = bool(op.get("training", op.get("train", op.name not in EVAL)))
+    others = _others(x.ndim)
     c = op.cells("input")
-
-    def channels(name: str) -> Cells | None:
-        vector = op.cells(name)
-        return None if vector is None else lattice.reshaped(vector, (1, vector.dims[0], *(1,) * (x.ndim - 2)))
-
-    stats = lattice.reduce(c, others)
-    running = lattice.join(channels("running_mean"), channels("running_var"))
-    used = stats if training else running
-    out = lattice.join(c, used, channels("weight"), channels("bias"))
-    per_channel = None if used is None else lattice.squeeze(used, others)
-    state = lattice.join(op.cells("running_mean"), op.cells("running_var"), per_channel)
-    results: list[Cells | None] = [out]
-    count = len(op.out) if isinstance(op.out, (tuple, list)) else 1
-    for extra in (op.out[1:] if count > 1 else ()):
-        fits = isinstance(extra, Tensor) and extra.ndim == 1 and extra.numel() in (0, x.shape[1])
-        results.append(per_channel if fits else _flat(op, extra, used))
-    writes = 2 if training and "running_mean" in op.args and op.args["running_mean"] is not None else 0
-    return results + [state] * writes if not op.name.endswith("no_stats") else results
+    old = lattice.join(op.cells("running_mean"), op.cells("running_var"))
+    per_channel = lattice.reduce(c, others, keepdim=False) if training else old
+    weights = lattice.join(op.cells("weight"), op.cells("bias"))
+    out = lattice.join(c, _channels(op, lattice.join(per_channel, weights), x.ndim))
+    states = [id(op.args[n]) for n in ("running_mean", "running_var") if op.args.get(n) is not None]
+    results: list[Cells | None] = []
+    for i, extra in enumerate(op.out if isinstance(op.out, (tuple, list)) else [op.out]):
+        if i == 0:
+            results.append(out)
+        elif id(extra) in states:
+            results.append(lattice.join(old, per_channel))
+        elif isinstance(extra, Tensor) and extra.ndim == 1 and extra.numel() in (0, x.shape[1]):
+            results.append(per_channel)
+        else:
+            results.append(lattice.everything(per_channel, extra.ndim) if isinstance(extra, Tensor) else None)
+    return results
 
 
-def _flat(op: OpCall, t: object, c: Cells | None) -> Cells | None:
-    out = op.lattice.everything(c)
-    return op.lattice.reshaped(out, (1,) * t.ndim) if out is not None and isinstance(t, Tensor) else None
+#: Batch norms that have no ``training`` argument and use the running statistics.
+EVAL = ("_native_batch_norm_legit_no_training", "_batch_norm_no_update")
+
+
+def batch_norm_backward(op: OpCall) -> Result:
+    """(dx, dweight, dbias). Train mode couples a channel's elements; in eval mode dx = grad * constants."""
+    lattice = op.lattice
+    name = "grad_out" if "grad_out" in op.args else "grad_output"
+    grad = op.tensor(name)
+    n, others = grad.ndim, _others(grad.ndim)
+    own, c = op.cells(name), op.cells("input")
+    training = bool(op.get("train", op.get("update", op.get("training", True))))
+    saved = ("save_mean", "save_invstd", "save_var") if training else ("running_mean", "running_var")
+    stats = _channels(op, lattice.join(*[op.cells(s) for s in saved]), n)
+    weight = _channels(op, op.cells("weight"), n)
+    moved = absorb(op, grad, own, lattice.join(c, stats))
+    channel = lattice.reduce(moved, others)
+    if training:
+        dx = absorb(op, grad.ne(0).any(0, keepdim=True).to(grad.dtype), lattice.reduce(own, others),
+                    lattice.join(c, lattice.reduce(c, others), stats, weight))  # fmt: skip
+        dx = lattice.join(dx, channel)
+    else:
+        dx = absorb(op, grad, own, lattice.join(stats, weight))
+    dweight = lattice.reduce(moved, others, keepdim=False)
+    return [dx, dweight, lattice.reduce(own, others, keepdim=False)]
+
+
+def _grouped(op: OpCall, c: Cells | None, groups: int) -> Cells | None:
+    """Union over the positions and the channels of a group; the channels stay."""
+    if c is None:
+        return None
+    lattice, channels = op.lattice, c.dims[1]
+    c = lattice.reduce(c, range(2, len(c.dims)))
+    if c is None or channels == 1 or groups == channels:
+        return c
+    if groups == 1:
+        return lattice.reduce(c, [1])
+    split = lattice.reshaped(c, (c.dims[0], groups, channels // groups, *c.dims[2:]))
+    joined = lattice.reduce(split, [2])
+    assert joined is not None
+    dims = c.dims
+    return lattice.move(joined, lambda data: data.expand(*split.dims, -1).reshape(*dims, data.shape[-1]))
+
+
+def _per_group(op: OpCall, c: Cells | None, groups: int) -> Cells | None:
+    """``_grouped`` as a support of the statistics ``[N, groups]``."""
+    grouped = _grouped(op, c, groups)
+    if grouped is None or grouped.dims[1] in (1, groups):
+        return None if grouped is None else op.lattice.reshaped(grouped, grouped.dims[:2])
+    step = grouped.dims[1] // groups
+    return op.lattice.reshaped(op.lattice.move(grouped, lambda data: data[:, ::step]), (grouped.dims[0], groups))
 
 
 def group_norm(op: OpCall) -> Result:
     """(out, mean, rstd): statistics per sample and group of channels, over all positions."""
     lattice = op.lattice
-    x = op.tensor("input")
-    row = _rows(op, op.cells("input"), list(range(1, x.ndim)))
-
-    def channels(name: str) -> Cells | None:
-        vector = op.cells(name)
-        return None if vector is None else lattice.reshaped(vector, (1, vector.dims[0], *(1,) * (x.ndim - 2)))
-
-    out = lattice.join(row, channels("weight"), channels("bias"))
-    stats = None if row is None else lattice.reshaped(row, (row.dims[0], 1))
+    x, groups = op.tensor("input"), op.args["group"]
+    c = op.cells("input")
+    weights = lattice.join(op.cells("weight"), op.cells("bias"))
+    out = lattice.join(_grouped(op, c, groups), _channels(op, weights, x.ndim))
+    stats = _per_group(op, c, groups)
     return [out, stats, stats]
+
+
+def group_norm_backward(op: OpCall) -> Result:
+    """(dx, dweight, dbias); a sample of zero gradient stays zero."""
+    lattice = op.lattice
+    grad, x, groups = op.tensor("grad_out"), op.tensor("input"), op.args["group"]
+    own, c = op.cells("grad_out"), op.cells("input")
+    stats = lattice.reduce(lattice.join(op.cells("mean"), op.cells("rstd")), [1])
+    stats = None if stats is None else lattice.reshaped(stats, (stats.dims[0], 1, *(1,) * (x.ndim - 2)))
+    flags = grad.ne(0).flatten(1).any(1).to(grad.dtype).reshape(-1, *(1,) * (x.ndim - 1))
+    rest = lattice.join(_grouped(op, c, groups), stats, lattice.reduce(_channels(op, op.cells("weight"), x.ndim), [1]))
+    gathered = lattice.reduce(own, range(1, x.ndim)) if own is not None and _partly(grad) else _grouped(op, own, groups)
+    dx = absorb(op, flags, gathered, rest)
+    dweight = lattice.reduce(lattice.join(own, absorb(op, flags, gathered, lattice.join(c, stats))), _others(x.ndim), keepdim=False)
+    return [dx, dweight, lattice.reduce(own, _others(x.ndim), keepdim=False)]
+
+
+def _partly(grad: Tensor) -> bool:
+    """Is some sample's gradient zero, so that it is the whole sample that vouches for it?"""
+    return grad.device.type != "cpu" or not bool(grad.ne(0).flatten(1).any(1).all())
+
+
+def weight_norm(op: OpCall) -> Result:
+    """_weight_norm_interface: (g * v / norm(v), norm(v)), norms over all dims but ``dim``."""
+    lattice = op.lattice
+    v, dim = op.tensor("v"), op.get("dim", 0)
+    norm = lattice.reduce(op.cells("v"), [d for d in range(v.ndim) if d != dim % v.ndim])
+    return [lattice.join(norm, op.cells("g")), norm]
+
+
+def weight_norm_backward(op: OpCall) -> Result:
+    """(dv, dg): union over all dims but ``dim``."""
+    lattice = op.lattice
+    v, dim = op.tensor("saved_v"), op.get("dim", 0)
+    others = [d for d in range(v.ndim) if d != dim % v.ndim]
+    row = lattice.reduce(lattice.join(op.cells("grad_w"), op.cells("saved_v")), others)
+    return [lattice.join(row, op.cells("saved_g"), op.cells("saved_norms"))] * 2
 
 
 def fused_rms_norm(op: OpCall) -> Result:
@@ -108,13 +195,6 @@ def fused_rms_norm_backward(op: OpCall) -> Result:
     inner, outer = list(range(x.ndim - n, x.ndim)), list(range(x.ndim - n))
     own = op.cells("grad_out")
     saved = _rows(op, lattice.join(op.cells("input"), op.cells("rstd")), inner)
-    dx = absorb(op, grad, absorb(op, grad, _rows(op, own, inner), saved), op.cells("weight"))
+    row = absorb(op, grad, _rows(op, own, inner), saved)
+    dx = absorb(op, grad, row, lattice.everything(op.cells("weight"), x.ndim))
     return [dx, lattice.reduce(absorb(op, grad, own, saved), outer, keepdim=False)]
-
-
-def vector_norm(op: OpCall) -> Result:
-    """linalg_vector_norm: union over the given dims."""
-    x = op.tensor("self")
-    return op.lattice.reduce(op.cells("self"), op.dims(), keepdim=bool(op.get("keepdim", False))) if math.prod(
-        x.shape
-    ) else None

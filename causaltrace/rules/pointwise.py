@@ -14,7 +14,25 @@ MASK_VALUE = -1e9
 
 def join(op: OpCall) -> Result:
     """out = union of all operands."""
+    if isinstance(op.args.get("scalars"), Tensor):  # one number for each tensor of a foreach list
+        rest = op.lattice.join(*[op.of(t) for name, t in op.args.items() if name != "scalars"])
+        return op.lattice.join(rest, op.lattice.everything(op.cells("scalars")))
     return op.lattice.join(*[op.of(t) for t in op.inputs()])
+
+
+def each(op: OpCall) -> Result:
+    """As ``join``, for ops with several element-wise results."""
+    one = join(op)
+    assert not isinstance(one, list)
+    return [one] * len(op.out)
+
+
+def sampled(op: OpCall) -> Result:
+    """Random numbers depend on the parameters of their distribution, not on what they overwrite."""
+    given = [op.args[name] for name in ("mean", "std", "p") if name in op.args]
+    if not given and op.name == "bernoulli":
+        return op.cells("self")
+    return op.lattice.join(*[op.of(t) for t in given])
 
 
 def mul(op: OpCall) -> Result:
@@ -58,11 +76,6 @@ def _meet(op: OpCall, a: Tensor, b: Tensor, ca: Cells | None, cb: Cells | None) 
     return op.lattice.join(kept_a, kept_b)
 
 
-def div(op: OpCall) -> Result:
-    """out = a | b; an exact 0 numerator cuts the divisor only if that is surely finite: it is kept."""
-    return join(op)
-
-
 def add(op: OpCall) -> Result:
     """out = a | b; a mask value that swallows the other operand (x + z == z, z <= -1e9 or -inf) cuts it."""
     a, b = op.args["self"], op.args["other"]
@@ -72,7 +85,7 @@ def add(op: OpCall) -> Result:
         return op.of(a)
     ca, cb = op.of(a), op.of(b)
     lattice = op.lattice
-    if ca is None or cb is None:
+    if (ca is None or cb is None) and op.get("alpha", 1) == 1:
         masked = _swallows(op, b, a) if ca is not None else _swallows(op, a, b) if cb is not None else None
         if masked is not None:
             return lattice.keep(ca if ca is not None else cb, ~masked)
@@ -91,8 +104,8 @@ def _swallows(op: OpCall, mask: Tensor, x: Tensor) -> Tensor | None:
 
 def grad_of(op: OpCall) -> Result:
     """Backward of an element-wise op: grad * f'(x); a zero gradient cuts the rest."""
-    grad = op.tensor("grad_output")
-    own = op.cells("grad_output")
+    name = next(n for n in ("grad_output", "grad_out", "grad") if n in op.args)
+    grad, own = op.tensor(name), op.cells(name)
     rest = op.lattice.join(*[op.of(t) for t in op.inputs() if t is not grad])
     return absorb(op, grad, own, rest)
 
@@ -125,3 +138,25 @@ def tri(op: OpCall) -> Result:
     n, m = x.shape[-2:]
     kept = getattr(torch, op.name)(torch.ones(n, m, dtype=torch.bool, device=x.device), op.get("diagonal", 0))
     return op.lattice.keep(c, kept)
+
+
+def _halves(op: OpCall, c: Cells | None, dim: int) -> list[Cells | None]:
+    """The two halves of a support along ``dim``."""
+    if c is None or c.dims[dim] == 1:
+        return [c, c]
+    n = c.dims[dim] // 2
+    return [op.lattice.move(c, lambda data, at=at: data.narrow(dim, at, n)) for at in (0, n)]  # type: ignore[misc]
+
+
+def glu(op: OpCall) -> Result:
+    """out = first half | second half."""
+    return op.lattice.join(*_halves(op, op.cells("self"), op.dim(-1)))
+
+
+def glu_backward(op: OpCall) -> Result:
+    """Both halves of grad_in: S(grad) | S(both halves); a zero gradient cuts the rest."""
+    dim, lattice = op.dim(-1), op.lattice
+    out = absorb(op, op.tensor("grad_output"), op.cells("grad_output"), lattice.join(*_halves(op, op.cells("self"), dim)))
+    if out is None or out.dims[dim] == 1:
+        return out
+    return lattice.move(out, lambda data: torch.cat((data, data), dim))

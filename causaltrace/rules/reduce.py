@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from causaltrace.rules.call import OpCall, Result, absorb
+from causaltrace.lattice.cells import Cells
+from causaltrace.rules.call import OpCall, Result, absorb, live, varied
 
 
 def _kept(op: OpCall) -> bool:
@@ -22,6 +23,13 @@ def several(op: OpCall) -> Result:
     """As ``over``, for ops that return several results (max with indices, var_mean, aminmax, topk)."""
     one = over(op)
     assert not isinstance(one, list)
+    return [one] * len(op.out) if isinstance(op.out, (tuple, list)) else one
+
+
+def last(op: OpCall) -> Result:
+    """As ``several``, for ops whose dim is the last one unless they are told otherwise (kthvalue, mode)."""
+    dim = [op.dim(-1)] if op.tensor("self").ndim else []
+    one = op.lattice.reduce(op.cells("self"), dim, keepdim=_kept(op))
     return [one] * len(op.out)
 
 
@@ -34,11 +42,27 @@ def one_dim(op: OpCall) -> Result:
 
 
 def softmax_backward(op: OpCall) -> Result:
-    """grad_in = f(row of grad, row of output); a row of zero gradient stays zero."""
-    grad, dim = op.tensor("grad_output"), op.dim(name="dim", ndim=op.tensor("grad_output").ndim)
-    own = op.lattice.reduce(op.cells("grad_output"), [dim])
-    rest = op.lattice.reduce(op.cells("output"), [dim])
-    return absorb(op, grad, own, rest)
+    """grad_in = out * (grad - sum(grad * out)), for log_softmax grad - exp(out) * sum(grad): S(row of grad),
+    S(row of output). A row of zero gradient stays zero. Where a softmax's output is exactly 0 (masked keys) its
+    gradient is not read, and the result is 0."""
+    grad, output, lattice = op.tensor("grad_output"), op.tensor("output"), op.lattice
+    own, out = op.cells("grad_output"), op.cells("output")
+    if not grad.ndim:
+        return lattice.join(own, out)
+    dim = op.dim(ndim=grad.ndim)
+    rest = lattice.reduce(out, [dim])
+    if op.name == "_softmax_backward_data":
+        seen = live(output, tuple(varied(own, ndim=grad.ndim)))
+        cut = lattice.keep(own, seen)
+        if cut is not own:
+            # a zero gradient cuts S(output), a zero output cuts S(grad): where both are 0 S(output) stays
+            flat = live(grad, tuple(varied(rest, ndim=grad.ndim) - {dim}))
+            hidden = (output == 0).any(dim, keepdim=True)
+            kept = lattice.keep(rest, flat | live(hidden, tuple(varied(rest, ndim=grad.ndim))))
+            row = lattice.reduce(cut, [dim])
+            row = lattice.keep(row, live(output, tuple(varied(row, ndim=grad.ndim) | {dim})))
+            return lattice.join(row, kept)
+    return absorb(op, grad, lattice.reduce(own, [dim]), rest)
 
 
 def running(op: OpCall) -> Result:
@@ -61,3 +85,54 @@ def whole(op: OpCall) -> Result:
 def norm_each(op: OpCall) -> Result:
     """_foreach_norm: one number a tensor."""
     return op.lattice.everything(op.cells("self"))
+
+
+def matrices(op: OpCall) -> Result:
+    """Matrix decompositions and inverses: union over the last two dims, batch by batch."""
+    lattice = op.lattice
+    joined: Cells | None = None
+    batch = 0
+    for t in op.inputs():
+        c = lattice.aligned(one, t.ndim) if (one := op.of(t)) is not None else None
+        batch = max(batch, t.ndim - 2)
+        joined = lattice.join(joined, lattice.reduce(c, range(max(t.ndim - 2, 0), t.ndim)))
+    if joined is None:
+        return None
+
+    def fit(t: object) -> Cells | None:
+        if not isinstance(t, Tensor):
+            return None
+        lead = joined.dims[:-2]
+        if t.ndim < len(lead):
+            return lattice.reshaped(lattice.everything(joined) or joined, (1,) * t.ndim)
+        return lattice.reshaped(joined, lead + (1,) * (t.ndim - len(lead)))
+
+    return [fit(t) for t in op.out] if isinstance(op.out, (tuple, list)) else fit(op.out)
+
+
+def rows(op: OpCall) -> Result:
+    """Draws from a distribution along the last dim (multinomial): union over it."""
+    return op.lattice.reduce(op.cells("self"), [op.tensor("self").ndim - 1])
+
+
+def searched(op: OpCall) -> Result:
+    """out[.., i] = S(value i) | union of the sorted row that it is looked up in (all of it, if it is 1-D)."""
+    lattice = op.lattice
+    sequence = "sorted_sequence" if "sorted_sequence" in op.args else "boundaries" if "boundaries" in op.args else "test_elements"
+    value = "elements" if "elements" in op.args else "self"
+    table = op.args.get(sequence)
+    row = op.cells(sequence)
+    if isinstance(table, Tensor) and sequence == "sorted_sequence" and table.ndim > 1:
+        row = lattice.reduce(row, [table.ndim - 1])
+        sorter = op.args.get("sorter")
+        if isinstance(sorter, Tensor):
+            row = lattice.join(row, lattice.reduce(op.of(sorter), [table.ndim - 1]))
+    else:
+        row = lattice.join(lattice.everything(row), lattice.everything(op.cells("sorter")))
+    return lattice.join(op.cells(value), row)
+
+
+def renorm(op: OpCall) -> Result:
+    """Slices along dim scaled by their own norm."""
+    dim, x = op.dim(), op.tensor("self")
+    return op.lattice.reduce(op.cells("self"), [d for d in range(x.ndim) if d != dim])

@@ -1,0 +1,293 @@
+"""Writes by index: S(old) | S(new) where it landed | S(indices) wherever they could have pointed.
+
+Given the indices, where values land is fixed, so the values' supports land with them; the indices' own
+supports go to every place that could have been written, not only to the one that was. A value of exactly 0
+that is added changes nothing wherever it lands: it vouches for its index with its own support.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from causaltrace.lattice.cells import Cells
+from causaltrace.rules.call import OpCall, Result, live, varied
+from causaltrace.rules.index import _narrowed
+
+#: Elements of a shadow that a landing may spell out; larger ones get one joined value.
+LAND_LIMIT = 1 << 22
+
+
+def _land(
+    op: OpCall, base: Cells | None, new: Cells | None, shape: Sequence[int], places: Tensor,
+    value_shape: Sequence[int], overwrite: bool,
+) -> Cells | None:  # fmt: skip
+    """``base [*shape]`` with ``new [*value_shape]`` joined in (or put) at the flat ``places``."""
+    parents = [c for c in (base, new) if c is not None]
+    if not parents or new is None and not overwrite:
+        return base
+    ids = places.reshape(-1)
+    total = torch.Size(shape).numel()
+
+    def fn(*data: Tensor) -> Tensor:
+        width = data[0].shape[-1]
+        if base is None:
+            flat = torch.full((total, width), op.lattice.lattice.bottom, dtype=data[0].dtype, device=data[0].device)
+        else:
+            flat = data[0].expand(*shape, width).reshape(total, width).clone()
+            if overwrite:
+                flat[ids] = op.lattice.lattice.bottom
+        if new is not None:
+            put = data[-1].expand(*value_shape, width).reshape(-1, width)
+            flat.scatter_reduce_(0, ids.unsqueeze(-1).expand(-1, width), put, "amax")
+        return flat.view(*shape, width)
+
+    return op.lattice.make(fn, *parents, share=base is not None, held=ids.numel() * 8)
+
+
+def _numbers(shape: Sequence[int], device: torch.device) -> Tensor:
+    """Every element's flat place."""
+    return torch.arange(torch.Size(shape).numel(), device=device).view(tuple(shape))
+
+
+def _vouched(op: OpCall, index: Cells | None, values: Tensor | None, own: Cells | None) -> tuple[Cells | None, Cells | None]:
+    """Index supports without those of added zeros, and the supports of the zeros that vouch for them."""
+    if index is None or values is None:
+        return index, None
+    mask = live(values, tuple(varied(index, ndim=values.ndim)))
+    kept = op.lattice.keep(index, mask)
+    return kept, own if kept is not index else None
+
+
+# -- index_put --------------------------------------------------------------------------------------------
+
+
+def index_put(op: OpCall) -> Result:
+    """self with values written (or added) at the indices."""
+    lattice = op.lattice
+    x, values = op.tensor("self"), op.tensor("values")
+    indices = list(op.args["indices"])
+    base, new = op.cells("self"), op.cells("values")
+    add = bool(op.get("accumulate", False))
+    given = [t for t in indices if t is not None]
+    one_mask = len(given) == 1 and given[0].dtype in (torch.bool, torch.uint8) and values.numel() == 1
+    if one_mask and not add:
+        return _masked_put(op, indices)
+    big = x.numel() > LAND_LIMIT and (new is None or new.uniform)
+    if big or (new is None and (add or base is None)):
+        out = lattice.join(base, lattice.everything(new, x.ndim))
+    else:
+        places = _numbers(x.shape, x.device)[tuple(slice(None) if t is None else t for t in indices)]
+        spread = values.shape
+        shape = torch.broadcast_shapes(spread, places.shape)
+        aligned = None if new is None else lattice.aligned(new, len(shape))
+        out = _land(op, base, aligned, x.shape, places.expand(shape), shape, not add)
+    if op.moves_values:
+        out = lattice.join(out, _pointed(op, indices, x, values if add else None, new))
+    return out
+
+
+def _masked_put(op: OpCall, indices: list[Tensor | None]) -> Cells | None:
+    """x[mask] = one value: as masked_fill."""
+    lattice, x = op.lattice, op.tensor("self")
+    before = next(d for d, t in enumerate(indices) if t is not None)
+    mask = indices[before]
+    assert mask is not None
+    dims = (1,) * before + tuple(mask.shape) + (1,) * (x.ndim - before - mask.ndim)
+    chosen = mask.bool().reshape(dims)
+    own = op.of(mask) if op.moves_values else None
+    if own is not None:
+        own = lattice.reshaped(own, (1,) * before + own.dims + (1,) * (x.ndim - before - mask.ndim))
+    new = lattice.keep(lattice.everything(op.cells("values"), x.ndim), chosen)
+    return lattice.join(lattice.keep(op.cells("self"), ~chosen), new, own)
+
+
+def _pointed(
+    op: OpCall, indices: list[Tensor | None], x: Tensor, added: Tensor | None, new: Cells | None
+) -> Cells | None:
+    """S(indices) wherever they could have pointed: dims with a fixed index stay in place."""
+    lattice = op.lattice
+    labelled = [t for t in indices if t is not None and op.of(t) is not None]
+    if not labelled:
+        return None
+    if any(t is not None and t.dtype in (torch.bool, torch.uint8) for t in indices):
+        return lattice.everything(lattice.join(*[lattice.everything(op.of(t)) for t in labelled]), x.ndim)
+    given = [t for t in indices if t is not None]
+    shape = torch.broadcast_shapes(*[t.shape for t in given])
+    own = lattice.aligned(lattice.join(*[op.of(t) for t in labelled]) or _never(), len(shape))
+    fixed = [d for d, t in enumerate(indices) if t is not None and op.of(t) is None]
+    if added is not None and added.ndim == len(shape) and len(given) == x.ndim:
+        kept, vouching = _vouched(op, own, added.expand(shape), new)
+        own_or_none = lattice.join(kept, None if vouching is None else lattice.aligned(vouching, len(shape)))
+        if own_or_none is None:
+            return None
+        own = own_or_none
+    if not fixed:
+        return lattice.everything(own, x.ndim)
+    sizes = [x.shape[d] if d in fixed else 1 for d in range(x.ndim)]
+    numbers = _numbers(sizes, x.device)
+    places = numbers[tuple(indices[d] if d in fixed else 0 for d in range(x.ndim))].expand(shape)
+    return _land(op, None, own, sizes, places, shape, False)
+
+
+def _never() -> Cells:
+    raise AssertionError("unreachable")
+
+
+# -- scatter ----------------------------------------------------------------------------------------------
+
+
+def scatter(op: OpCall) -> Result:
+    """scatter, scatter_add, scatter_reduce: S(index) goes to the whole line along dim."""
+    lattice = op.lattice
+    x, index = op.tensor("self"), op.tensor("index")
+    src = op.args.get("src", op.args.get("value"))
+    base, new = op.cells("self"), op.of(src)
+    if not x.ndim or not index.ndim:
+        return lattice.join(base, new, op.cells("index") if op.moves_values else None)
+    dim = op.dim()
+    adds = op.name == "scatter_add" or op.get("reduce") in ("sum", "add")
+    overwrite = op.name == "scatter" and op.get("reduce") is None
+    if isinstance(src, Tensor) and src.ndim == x.ndim:
+        src = src[tuple(slice(0, n) for n in index.shape)]
+        new = None if new is None else _narrowed(op, new, index.shape, dim)
+        if new is not None and new.dims[dim] not in (1, index.shape[dim]):
+            new = lattice.move(new, lambda data: data.narrow(dim, 0, index.shape[dim]))
+    elif new is not None:
+        new = lattice.reshaped(new, (1,) * x.ndim)
+    where = op.cells("index") if op.moves_values else None
+    vouching = None
+    if adds and isinstance(src, Tensor):
+        where, vouching = _vouched(op, where, src, new)
+    lines = lattice.join(where, vouching)
+    out = base
+    if new is not None and new.dims[dim] != 1 and where is None:
+        out = _scattered(op, base, new, x, index, dim, overwrite)
+    elif new is not None:
+        lines = lattice.join(lines, new)
+    return lattice.join(out, _padded(op, lattice.reduce(lines, [dim]), x, index, dim))
+
+
+def _scattered(
+    op: OpCall, base: Cells | None, new: Cells, x: Tensor, index: Tensor, dim: int, overwrite: bool
+) -> Cells | None:
+    """Values land where a fixed index says; dims along which neither varies stay compressed."""
+    flat = [d for d in range(x.ndim) if d != dim and index.stride(d) == 0 and index.shape[d] == x.shape[d]]
+    flat = [d for d in flat if new.dims[d] == 1 and (base is None or base.dims[d] == 1)]
+    for d in flat:
+        index = index.narrow(d, 0, 1)
+    sizes = [1 if d in flat else n for d, n in enumerate(x.shape)]
+    numbers = _numbers(sizes, x.device)
+    grid = torch.meshgrid(*[torch.arange(n, device=x.device) for n in index.shape], indexing="ij")
+    places = numbers[tuple(index if d == dim else grid[d] for d in range(x.ndim))]
+    return _land(op, base, new, sizes, places, index.shape, overwrite)
+
+
+def _padded(op: OpCall, c: Cells | None, x: Tensor, index: Tensor, dim: int) -> Cells | None:
+    """The index may be shorter than self in the other dims: what lies beyond is not written."""
+    if c is None:
+        return None
+    short = [d for d in range(x.ndim) if d != dim and index.shape[d] != x.shape[d]]
+    if not short:
+        return c
+    wide = [index.shape[d] if d in short else c.dims[d] for d in range(x.ndim)]
+    widths = [0, 0]
+    for d in reversed(range(x.ndim)):
+        widths += [0, x.shape[d] - index.shape[d] if d in short else 0]
+    return op.lattice.move(c, lambda data: torch.constant_pad_nd(data.expand(*wide, -1), widths, -1))
+
+
+# -- index_add, index_copy, index_fill --------------------------------------------------------------------
+
+
+def index_write(op: OpCall) -> Result:
+    """index_add, index_copy, index_fill, index_reduce: slices along dim land at the indices."""
+    lattice = op.lattice
+    x, index = op.tensor("self"), op.tensor("index")
+    src = op.args.get("source", op.args.get("value"))
+    base, new = op.cells("self"), op.of(src)
+    where = op.cells("index") if op.moves_values else None
+    if not x.ndim:
+        return lattice.join(base, lattice.everything(new, 0), lattice.everything(where, 0))
+    dim = op.dim()
+    sliced = isinstance(src, Tensor) and src.ndim == x.ndim
+    new = new if sliced else lattice.everything(new, x.ndim)
+    if where is not None:
+        where = lattice.reshaped(where, tuple(where.data.numel() // where.data.shape[-1] if d == dim else 1 for d in range(x.ndim)))
+    vouching = None
+    if op.name == "index_add" and sliced and isinstance(src, Tensor):
+        where, vouching = _vouched(op, where, src, new)
+    pointed = lattice.reduce(lattice.join(where, vouching), [dim])
+    overwrite = op.name in ("index_copy", "index_fill")
+    if new is None or new.dims[dim] == 1 and not overwrite:
+        out = lattice.join(base, new)
+    else:
+        sizes = [x.shape[d] if d == dim or _full(base, d) or _full(new, d) else 1 for d in range(x.ndim)]
+        numbers = _numbers(sizes, x.device)
+        places = numbers.index_select(dim, index.reshape(-1))
+        out = _land(op, base, new, sizes, places, places.shape, overwrite)
+    return lattice.join(out, pointed)
+
+
+def _full(c: Cells | None, dim: int) -> bool:
+    return c is not None and c.dims[dim] != 1
+
+
+def embedding_backward(op: OpCall) -> Result:
+    """Gradient of a table: a gradient lands in the row that its index names, S(index) in every row. A row of
+    zero gradient changes nothing (unless gradients are scaled by how often a row was read)."""
+    lattice = op.lattice
+    grad, index = op.tensor("grad_output"), op.tensor("indices")
+    own, where = op.cells("grad_output"), op.cells("indices")
+    if where is not None and not op.get("scale_grad_by_freq", False):
+        where = lattice.keep(where, live(grad, tuple(range(grad.ndim - 1)))[..., 0])
+    rows = int(op.args["num_weights"])
+    if op.cells("indices") is None and own is not None and not own.uniform and rows * own.dims[-1] <= LAND_LIMIT:
+        last = own.dims[-1]
+        places = index.unsqueeze(-1) * last + torch.arange(last, device=index.device)
+        return _land(op, None, own, (rows, last), places, places.shape, False)
+    return lattice.join(lattice.everything(own, 2), lattice.everything(where, 2))
+
+
+# -- masked_scatter ---------------------------------------------------------------------------------------
+
+
+def masked_scatter(op: OpCall) -> Result:
+    """self with the elements of source, in order, where mask is true: which one lands depends on all the mask."""
+    lattice, x = op.lattice, op.tensor("self")
+    mask = op.tensor("mask").expand(x.shape)
+    source = op.tensor("source")
+    count = int(mask.sum())
+    new = op.cells("source")
+    if new is not None:
+        shape = tuple(source.shape)
+        new = lattice.move(new, lambda data: data.expand(*shape, -1).reshape(-1, data.shape[-1])[:count])
+    places = _numbers(x.shape, x.device)[mask]
+    out = _land(op, op.cells("self"), new, x.shape, places, places.shape, True)
+    return lattice.join(out, lattice.everything(op.cells("mask"), x.ndim) if op.moves_values else None)
+
+
+def masked_scatter_backward(op: OpCall) -> Result:
+    """The gradients where mask is true, in order, then zeros."""
+    lattice, grad = op.lattice, op.tensor("grad_output")
+    mask = op.tensor("mask").expand(grad.shape)
+    sizes = [int(n) for n in op.args["sizes"]]
+    c = op.cells("grad_output")
+    if c is not None:
+        total, shape = torch.Size(sizes).numel(), tuple(grad.shape)
+
+        def fn(data: Tensor) -> Tensor:
+            chosen = data.expand(*shape, -1)[mask]
+            return torch.constant_pad_nd(chosen, (0, 0, 0, total - chosen.shape[0]), -1).view(*sizes, -1)
+
+        c = lattice.move(c, fn, held=mask.numel())
+    return lattice.join(c, lattice.everything(op.cells("mask"), len(sizes)))
+
+
+def put(op: OpCall) -> Result:
+    """put_: any place may have been written."""
+    lattice, x = op.lattice, op.tensor("self")
+    written = lattice.join(*[lattice.everything(op.cells(n), x.ndim) for n in ("index", "source")])
+    return lattice.join(op.cells("self"), written)

@@ -1,0 +1,323 @@
+"""One operation: its rule is run on every plane, and readouts are followed through it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from causaltrace import rules
+from causaltrace._compat import in_backward
+from causaltrace.lattice.cells import Algebra, Cells
+from causaltrace.ledger import Ledger, Pending
+from causaltrace.readout import onehot, selector, targets, unchanged
+from causaltrace.rules.call import OpCall, live
+from causaltrace.schema import Op, tensors
+from causaltrace.shadow import Memory, Shadow
+from causaltrace.site import Site
+
+#: Arguments that choose elements rather than being moved.
+SELECTORS = frozenset({"index", "indices", "mask", "condition"})
+
+
+class OpaqueOpError(RuntimeError):
+    """Raised under ``strict=True`` by the first operation that has no rule."""
+
+
+class Recorder(Protocol):
+    """What the tracer tells about scores, escapes and opaque ops; ``policy.Judge`` implements it."""
+
+    def scored(self, shadow: Shadow, site: Site) -> None: ...
+    def candidate(self, pending: Pending, site: Site) -> None: ...
+    def escaped(self, what: str, shadow: Shadow, site: Site) -> None: ...
+    def opaque(self, op: str, cells: Cells | None, site: Site) -> None: ...
+
+
+class Context(Protocol):
+    """What a step needs of the tracer."""
+
+    algebra: Algebra
+    memory: Memory
+    ledger: Ledger
+    recorder: Recorder
+    strict: bool
+    quiet: int
+
+    def site(self, phase: str | None = None) -> Site: ...
+
+
+class Step:
+    """An operation with the shadows of its inputs. ``out`` is its result, or for an in-place op that has not
+    run yet the tensors that it will write; ``outs`` are the tensors that get the supports."""
+
+    __slots__ = ("backward", "bound", "index", "inputs", "moved", "op", "out", "outs", "reduced", "shadows", "tracer")
+
+    def __init__(self, tracer: Context, op: Op, bound: dict[str, Any], out: Any, outs: list[Tensor]) -> None:
+        self.tracer, self.op, self.bound, self.out, self.outs = tracer, op, bound, out, outs
+        self.backward = in_backward()
+        self.inputs: list[Tensor] = []
+        self.shadows: dict[int, Shadow] = {}
+        self.moved: set[int] = set()
+        self.index: Tensor | None = None
+        self.reduced = False
+        read, shadows = tracer.memory.read, self.shadows
+        for value in bound.values():
+            for t in (value,) if isinstance(value, Tensor) else tensors(value):
+                self.inputs.append(t)
+                shadow = read(t)
+                if shadow is not None:
+                    shadows[id(t)] = shadow
+
+    def after(self) -> After:
+        """Supports of the results, and what happened to readouts on the way."""
+        special = not all([s.plain for s in self.shadows.values()])
+        if special:
+            self._sort_inputs()
+        if self.op.rule.kind == rules.OPAQUE:
+            possible = self._opaque(special)
+            support: list[Cells | None] = [None] * len(possible)
+        else:
+            support = self._run("support", special)
+            possible = [None] * len(support)
+            if any([s.possible is not None for s in self.shadows.values()]):
+                possible = self._run("possible", special)
+        if self.backward:
+            indirect = self.tracer.algebra.indirect
+            support = [indirect(c) for c in support]
+            possible = [indirect(c) for c in possible]
+        after = After([Shadow(s, p) for s, p in zip(support, possible, strict=True)])
+        if special:
+            self._readouts(after)
+        if self.op.escapes and not self.tracer.quiet:
+            after.escapes = [(self.op.name, s) for s in self._escaping()]
+        return after
+
+    def _escaping(self) -> list[Shadow]:
+        """What Python learns from the op: values that it returns, or values that a shape is made of."""
+        named = [t for name in self.op.escapes for t in tensors(self.bound.get(name))]
+        if "indices" in self.op.escapes:  # a mask decides how many elements there are, positions do not
+            named = [t for t in named if t.dtype in (torch.bool, torch.uint8)]
+        return [s for s in map(self.shadows.get, map(id, named)) if s is not None]
+
+    # -- planes ---------------------------------------------------------------------------------------
+
+    def _sort_inputs(self) -> None:
+        """Which inputs move as they are, and is a class read at a label?"""
+        chosen: set[int] = set()
+        for name, value in self.bound.items():
+            for t in tensors(value):
+                (chosen if name in SELECTORS else self.moved).add(id(t))
+        self.moved -= chosen
+        if self.op.rule.kind == rules.READ:
+            self.index = selector(self.op, self.bound, self.tracer.memory.read)
+            self.reduced = (
+                self.index is not None and self.op.name.startswith("nll_loss") and self.bound.get("reduction", 1) != 0
+            )
+
+    def cells(self, plane: str, special: bool = True) -> Callable[[Tensor], Cells | None]:
+        """Support of an input on a plane. Where an op moves elements, labels and readouts move with them
+        on planes of their own; everywhere else they are causes like any other."""
+        shadows = self.shadows
+        if not special:
+            position = 0 if plane == "support" else 1
+
+            def plain(t: Tensor) -> Cells | None:
+                shadow = shadows.get(id(t))
+                return None if shadow is None else shadow[position] or shadow[0]
+
+            return plain
+        moves = self.op.rule.kind in (rules.MOVE, rules.READ)
+        label = None if self.index is None or self.reduced else id(self.index)
+        depends, moved = self.tracer.ledger.depends, self.moved
+
+        def cells(t: Tensor) -> Cells | None:
+            shadow = shadows.get(id(t))
+            if shadow is None:
+                return None
+            if plane not in ("support", "possible"):
+                return getattr(shadow, plane) if id(t) in moved else None  # type: ignore[no-any-return]
+            if moves and id(t) in moved or id(t) == label:
+                return _bare(shadow, plane)
+            return depends(shadow, plane)
+
+        return cells
+
+    def call(self, plane: str, special: bool = True) -> OpCall:
+        shadows = self.shadows
+
+        def bare(t: Tensor) -> Cells | None:
+            shadow = shadows.get(id(t))
+            return None if shadow is None else _bare(shadow, plane)
+
+        selects = self.index is not None and not self.reduced
+        call = OpCall(
+            self.op.name, self.bound, self.cells(plane, special), self.tracer.algebra, plane, self.backward, self.out, selects
+        )
+        call.bare = bare
+        return call
+
+    def _run(self, plane: str, special: bool) -> list[Cells | None]:
+        result = self.op.rule.fn(self.call(plane, special))
+        if not isinstance(result, list):
+            return [result]
+        out = self.out
+        if isinstance(out, (list, tuple)):  # gradients that were not asked for are None
+            return [c for i, c in enumerate(result) if i >= len(out) or out[i] is not None]
+        return result
+
+    def _opaque(self, special: bool) -> list[Cells | None]:
+        possible = self._run("possible", special)
+        cells = next((c for c in possible if c is not None), None)
+        tracer = self.tracer
+        if cells is not None and not tracer.quiet:
+            if tracer.strict:
+                raise OpaqueOpError(
+                    f"{self.op.full} has no rule and strict=True (at {tracer.site()}). Write a rule for it "
+                    "(CONTRIBUTING.md), use operations that have one, or drop strict"
+                )
+            tracer.recorder.opaque(self.op.full, cells, tracer.site())
+        return possible
+
+    # -- readouts -------------------------------------------------------------------------------------
+
+    def _readouts(self, after: After) -> None:
+        """Labels, readouts and objectives through the op."""
+        kind, tracer = self.op.rule.kind, self.tracer
+        moves = kind in (rules.MOVE, rules.READ)
+        objective = torch.is_grad_enabled() and any([t.requires_grad for t in self.inputs])
+        carriers = self._carriers()
+        pending = tuple(dict.fromkeys(p for s in self.shadows.values() for p in s.pending))
+        first = after.shadows[0] if after.shadows else Shadow()
+        if moves:
+            first = self._moved(first)._replace(pending=() if self.backward else pending)
+        if self.backward:
+            pass
+        elif self.index is not None and self.outs:
+            numbers = targets(self.op, self.bound, self.index, self.outs[0], tracer.memory.read, tracer.ledger)
+            if self.reduced:
+                loss = self._reduced_loss(numbers)
+                if objective:
+                    first = first._replace(pending=(Pending(loss, tracer.site("readout")),))
+                else:
+                    after.leaving.append(loss)
+            else:
+                first = first._replace(target=numbers, label=None, objective=objective)
+        elif (picked := onehot(self.op, self.bound, self.outs, self.shadows, tracer.ledger)) is not None:
+            first = picked._replace(objective=objective)
+        elif (guarded := unchanged(self.op, self.bound, self.outs, self.shadows, tracer.ledger)) is not None:
+            first = guarded
+        elif carriers and moves:
+            first = first._replace(objective=objective)
+        elif carriers:
+            kept = self._point(carriers) if kind == rules.POINT else None
+            if kept is not None:
+                first = kept._replace(objective=objective)
+            elif objective:
+                site = tracer.site("readout")
+                first = first._replace(pending=pending + tuple(Pending(s, site) for _, s in carriers))
+            else:
+                after.leaving += [s for _, s in carriers]
+        if pending and not self.backward and not moves:
+            if objective:
+                first = first._replace(pending=tuple(dict.fromkeys(first.pending + pending)))
+            else:
+                after.candidates += [p for p in pending if isinstance(p, Pending)]
+        if after.shadows:
+            after.shadows[0] = first
+
+    def _carriers(self) -> list[tuple[Tensor, Shadow]]:
+        """The inputs that are readouts."""
+        found = ((t, self.shadows.get(id(t))) for t in self.inputs)
+        return [(t, s) for t, s in found if s is not None and s.target is not None]
+
+    def _moved(self, first: Shadow) -> Shadow:
+        """Labels and readouts move with their elements."""
+        planes: dict[str, Cells | None] = {}
+        for plane in ("label", "target", "post", "onehot"):
+            if any([getattr(s, plane) is not None for s in self.shadows.values()]):
+                call = self.call(plane)
+                call.selects = False
+                result = self.op.rule.fn(call)
+                planes[plane] = result[0] if isinstance(result, list) else result
+        if self.backward:
+            planes.pop("target", None)
+        if self.outs and self.outs[0].dtype.is_floating_point:
+            planes.pop("label", None)
+        return first._replace(**planes)
+
+    def _reduced_loss(self, numbers: Cells) -> Shadow:
+        """A loss that is summed inside the op: its readouts before they are summed."""
+        algebra = self.tracer.algebra
+        assert self.index is not None
+        own = self.shadows[id(self.index)]
+        support, possible = (
+            algebra.join(rules.loss.rows(self.call(plane)), _bare(own, plane)) for plane in ("support", "possible")
+        )
+        return Shadow(support, None if possible is support else possible, target=numbers)
+
+    def _point(self, carriers: list[tuple[Tensor, Shadow]]) -> Shadow | None:
+        """An element-wise op on readouts gives readouts, as long as each element scores one position.
+
+        What else joins in does so after the readout: it changes the score, not the distribution."""
+        if len(self.outs) != 1 or not self.outs[0].dtype.is_floating_point:
+            return None
+        out, algebra, ledger = self.outs[0], self.tracer.algebra, self.tracer.ledger
+        target = carriers[0][1].target
+        for t, shadow in carriers:
+            other = shadow.target
+            assert other is not None and target is not None
+            if t.shape != out.shape:
+                return None
+            if other is not target:
+                a, b = ledger.positions(target).data, ledger.positions(other).data
+                if a.shape != b.shape or not torch.equal(a, b):
+                    return None
+                target = algebra.join(target, other)
+        mine = {id(t) for t, _ in carriers}
+        rest = [t for t in self.inputs if id(t) not in mine]
+        shadows = [self.shadows.get(id(t)) for t in rest]
+        post = algebra.join(*[s.post for _, s in carriers], *[ledger.depends(s) for s in shadows])
+        support = algebra.join(*[s.support for _, s in carriers])
+        possible = None
+        if any([s.possible is not None for s in self.shadows.values()]):
+            possible = algebra.join(
+                *[_bare(s, "possible") for _, s in carriers], *[ledger.depends(s, "possible") for s in shadows]
+            )
+        if self.op.name == "mul":  # a weight of exactly 0 takes the position out of the score
+            weight = rest[0] if rest else self.bound.get("other")
+            if isinstance(weight, Tensor):
+                kept = live(weight, tuple(range(weight.ndim))).expand(out.shape)
+                target, support, possible = (algebra.keep(c, kept) for c in (target, support, possible))
+            elif weight == 0:
+                target = support = possible = None
+        return Shadow(support, possible, target=target, post=post)
+
+
+def _bare(shadow: Shadow, plane: str) -> Cells | None:
+    """The support without labels and readouts."""
+    return shadow.possible if plane == "possible" and shadow.possible is not None else shadow.support
+
+
+class After:
+    """What one op leaves to be done once its results are written."""
+
+    __slots__ = ("candidates", "escapes", "leaving", "shadows")
+
+    def __init__(self, shadows: list[Shadow] | None = None) -> None:
+        self.shadows: list[Shadow] = shadows or []
+        self.leaving: list[Shadow] = []
+        self.candidates: list[Pending] = []
+        self.escapes: list[tuple[str, Shadow]] = []
+
+    def report(self, tracer: Context) -> None:
+        if not (self.leaving or self.candidates or self.escapes):
+            return
+        site = tracer.site("score")
+        for shadow in self.leaving:
+            tracer.recorder.scored(shadow, site)
+        for pending in self.candidates:
+            tracer.recorder.candidate(pending, site)
+        for what, shadow in self.escapes:
+            tracer.recorder.escaped(what, shadow, tracer.site("host"))

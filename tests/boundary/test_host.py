@@ -1,0 +1,131 @@
+"""No way out of torch goes unnoticed: what leaves is named, and what comes back is never trusted blindly."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import causaltrace
+from tests.small import VOCAB, Toy, nll, stream
+
+# numpy warns about torch's __array__ with or without a watch; frombuffer about read-only bytes
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation", "ignore:The given buffer")
+
+#: Ways to get a number that depends on a tensor out of torch.
+WAYS: dict[str, Callable[[Tensor], float]] = {
+    "item": lambda t: t.sum().item(),
+    "float": lambda t: float(t.sum()),
+    "int": lambda t: int(t.sum()),
+    "bool": lambda t: float(bool(t.sum() > 100)),
+    "format": lambda t: float(f"{t.sum():.3f}"),
+    "tolist": lambda t: float(t.flatten().tolist()[0]),
+    "numpy": lambda t: float(t.numpy().sum()),
+    "asarray": lambda t: float(np.asarray(t).sum()),
+    "np.array": lambda t: float(np.array(t).sum()),
+    "dlpack": lambda t: float(np.from_dlpack(t).sum()),
+    "data_ptr": lambda t: float(t.data_ptr() % 7),
+    "untyped_storage": lambda t: float(t.untyped_storage()[0]),
+    "storage": lambda t: float(t.untyped_storage().nbytes()),
+    "pickle": lambda t: float(pickle.loads(pickle.dumps(t)).sum()),
+    "torch.save": lambda t: _through_file(t),
+    "equal": lambda t: float(torch.equal(t, t.clone())),
+    "allclose": lambda t: float(torch.allclose(t.float(), t.float() + 1)),
+    "nonzero": lambda t: float(len(t.flatten().nonzero())),
+    "mask": lambda t: float(t[t > 0].shape[0]),
+    "unique": lambda t: float(t.unique().shape[0]),
+    "iterate": lambda t: float([x.item() for x in t.flatten()][0]),
+    "deepcopy": lambda t: copy.deepcopy(t).sum().item(),
+    "one_hot classes": lambda t: float(F.one_hot(t.long().abs().flatten() % 5).shape[-1]),
+}
+
+
+def _through_file(t: Tensor) -> float:
+    buffer = io.BytesIO()
+    torch.save(t, buffer)
+    buffer.seek(0)
+    return float(torch.load(buffer).sum())
+
+
+def run(leak: Callable[[Tensor], float], position: int) -> causaltrace.Watch:
+    """Score the stream after ``leak`` was applied to a future label and decided a bias."""
+    tokens, model = stream(), Toy()
+    with causaltrace.watch(tokens) as trace, torch.no_grad():
+        nll(model, tokens, 0, 13).sum().item()
+        number = leak(model.embedding[tokens[position : position + 1]])
+        logits = model(tokens[12:-1]) * (1.0 if number > 0 else 2.0)
+        F.cross_entropy(logits, tokens[13:], reduction="sum").item()
+    return trace
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_future_label_through_python_is_never_clean(way: str) -> None:
+    report = run(WAYS[way], position=20).report
+    assert report.status != "clean", way
+    assert report.escapes and all(e.remedy and e.site is not None for e in report.escapes)
+    assert any(e.blocking and e.site is not None and e.site.file.endswith("test_host.py") for e in report.escapes)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_scored_label_through_python_is_legal(way: str) -> None:
+    report = run(WAYS[way], position=5).report
+    assert report.status == "clean", (way, report)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda x: torch.tensor([float(x[0]), float(x[1])]),
+        lambda x: torch.tensor([x[0], x[1]]),
+        lambda x: torch.as_tensor(x.tolist()),
+        lambda x: torch.from_numpy(x.numpy()),
+        lambda x: torch.from_numpy(x.numpy().copy()),
+        lambda x: torch.frombuffer(x.numpy().tobytes(), dtype=torch.float32).clone(),
+        lambda x: torch.from_dlpack(x.numpy()),
+        lambda x: x.new_tensor(x.tolist()),
+        lambda x: torch.stack([torch.tensor(v) for v in x.tolist()]),
+    ],
+)
+def test_tensors_built_from_escaped_values(build: Callable[[Tensor], Tensor]) -> None:
+    tokens, model = stream(), Toy()
+    for position, legal in ((20, False), (5, True)):
+        with causaltrace.watch(tokens) as trace, torch.no_grad():
+            nll(model, tokens, 0, 13).sum().item()
+            extra = build(model.embedding[tokens[position]])
+            logits = model(tokens[12:-1]) + extra.sum()
+            F.cross_entropy(logits, tokens[13:], reduction="sum").item()
+        assert (trace.report.status == "clean") == legal, trace.report
+
+
+def test_range_check_of_one_hot_is_no_escape() -> None:
+    tokens = stream()
+    with causaltrace.watch(tokens) as trace, torch.no_grad():
+        logits = F.one_hot(tokens[:-1], VOCAB).float() @ torch.randn(VOCAB, VOCAB)
+        F.cross_entropy(logits, tokens[1:], reduction="sum").item()
+    assert trace.ok, trace.report
+    assert [e.message.split()[0] for e in trace.report.escapes] == ["a"]  # the score itself
+
+
+def test_methods_are_put_back() -> None:
+    before = {name: getattr(Tensor, name) for name in ("tolist", "numpy", "__array__", "data_ptr")}
+    functions = (torch.tensor, torch.from_numpy, F.one_hot)
+    with causaltrace.watch(stream()):
+        assert Tensor.tolist is not before["tolist"]
+    assert all(getattr(Tensor, name) is method for name, method in before.items())
+    assert "tolist" not in vars(Tensor)
+    assert (torch.tensor, torch.from_numpy, F.one_hot) == functions
+
+
+def test_values_are_untouched() -> None:
+    tokens = stream()
+    with causaltrace.watch(tokens):
+        array = tokens.numpy()
+        assert type(array) is np.ndarray and array.ctypes.data == tokens.data_ptr()
+        assert np.asarray(tokens).tolist() == tokens.tolist()

@@ -1,0 +1,172 @@
+"""Reads and writes by index, with fixed indices and with indices that are labels."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tests.oracle import Index, check, grads
+from tests.rules.test_pointwise import rand
+
+
+def ids(*values: object, below: int = 3) -> Index:
+    return Index(torch.tensor(values), range(below))
+
+
+PAIR = ids([0, 2], [1, 1])  # [2, 2]
+
+
+def test_embedding() -> None:
+    check(lambda w, i: F.embedding(i, w), rand(3, 2), PAIR)
+    check(lambda i: F.embedding(i, torch.arange(6.0).view(3, 2)), PAIR, exact=True)
+    seed = rand(2, 2, 2, zeros=0.3)
+    seed[0, 1] = 0
+    check(lambda w, i, g: grads(lambda w: F.embedding(i, w))(w, g), rand(3, 2), PAIR, seed)
+    fixed = torch.tensor([2, 0])
+    check(lambda w, g: grads(lambda w: F.embedding(fixed, w))(w, g), rand(3, 2), rand(2, 2), exact=True)
+    check(lambda i, g: torch.ops.aten.embedding_dense_backward(g, i, 3, -1, True), ids(0, 2, 0), rand(3, 1) * torch.tensor([[1.0], [1.0], [0.0]]))
+    check(lambda i, g: torch.ops.aten.embedding_dense_backward(g, i, 3, 1, False), ids(0, 2, 0), rand(3, 1))
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+def test_gather_and_its_backward(dim: int) -> None:
+    x, index = rand(3, 3), ids([0, 2], [1, 1])
+    check(lambda x, i: torch.gather(x, dim, i), x, index)
+    check(lambda x: torch.gather(x, dim, index.tensor), x, exact=True)
+    seed = torch.tensor([[0.0, 1.0], [2.0, 0.0]])
+    check(lambda x, i, g: grads(lambda x: torch.gather(x, dim, i))(x, g), x, index, seed)
+    check(lambda x, g: grads(lambda x: torch.gather(x, dim, index.tensor))(x, g), x, seed, exact=True)
+    check(lambda x, i: torch.take_along_dim(x, i, dim), rand(3, 3), ids([0], [1], [2]) if dim else ids([0, 1, 2]))
+    check(lambda x, i: torch.gather(x, 0, i), rand(3), ids(1, 1, 0))
+
+
+def test_index_select_and_take() -> None:
+    check(lambda x, i: torch.index_select(x, 1, i), rand(2, 3), ids(0, 2))
+    check(lambda x, i: torch.index_select(x, 0, i), torch.tensor(1.5), Index(torch.tensor([0]), [0]))
+    check(lambda x: x.index_select(0, torch.tensor([1, 1, 0])), rand(2, 2), exact=True)
+    check(lambda x, g: grads(lambda x: x.index_select(0, torch.tensor([1, 1, 0])))(x, g), rand(2, 2), rand(3, 2), exact=True)
+    check(lambda x, i, g: grads(lambda x: x.index_select(1, i))(x, g), rand(2, 3), ids(0, 2), rand(2, 2, zeros=0.4))
+    check(lambda x, i: torch.take(x, i), rand(2, 3), ids([0, 5], below=6))
+    check(lambda x, i, y: x.put_(i, y), rand(2, 2), ids(0, 3, below=4), rand(2))
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [
+        lambda x, i, j: x[i], lambda x, i, j: x[:, i], lambda x, i, j: x[i, j], lambda x, i, j: x[i[:, None], j],
+        lambda x, i, j: x[:, :, None][i, :, 0], lambda x, i, j: x.unsqueeze(1)[i, :, j], lambda x, i, j: x[i, None, :2],
+        lambda x, i, j: x[..., i], lambda x, i, j: x[-i - 1], lambda x, i, j: x[i][:, j], lambda x, i, j: x[i[0]],
+        lambda x, i, j: x[0, i[0]], lambda x, i, j: x[torch.tensor([0, 1]), j],
+        lambda x, i, j: x[torch.tensor([[True, False, True]] * 3)],
+    ],
+)  # fmt: skip
+def test_advanced_reads(fn: object) -> None:
+    check(fn, rand(3, 3), ids(0, 2), ids(1, 1))
+    check(lambda x, i, j: fn(x.t(), i, j), rand(3, 3), ids(0, 2), ids(1, 1))
+    shape = fn(rand(3, 3), ids(0, 2).tensor, ids(1, 1).tensor).shape
+    check(lambda x, i, j, g: grads(lambda x: fn(x, i, j))(x, g), rand(3, 3), ids(0, 2), ids(1, 1), rand(*shape, zeros=0.3))
+    check(lambda x: fn(x, torch.tensor([0, 2]), torch.tensor([1, 0])), rand(3, 3), exact=True)
+
+
+def test_rows_picked_at_labels_stay_apart_in_backward() -> None:
+    rows = torch.arange(3)
+
+    def fn(x: Tensor, y: Tensor, g: Tensor) -> Tensor:
+        return grads(lambda x: x[rows, y])(x, g)[1]
+
+    check(fn, rand(3, 2), Index(torch.tensor([0, 1, 1]), [0, 1]), rand(3) + 0.1, exact=True)
+    check(fn, rand(3, 2), Index(torch.tensor([0, 1, 1]), [0, 1]), torch.tensor([0.0, 1.0, 0.0]))
+
+
+def put(x: Tensor, where: object, values: Tensor, add: bool) -> Tensor:
+    x = x.clone()
+    return x.index_put_(where, values, accumulate=add)
+
+
+@pytest.mark.parametrize("add", [False, True])
+def test_index_put(add: bool) -> None:
+    i, j = ids(0, 2), ids(1, 0)
+    check(lambda x, i, j, v: put(x, (i, j), v, add), rand(3, 3), i, j, rand(2, zeros=0.5))
+    check(lambda x, i, v: put(x, (i,), v, add), rand(3, 2), i, rand(2, 2, zeros=0.5))
+    check(lambda x, i, v: put(x, (i,), v, add), rand(3, 2), i, rand(2))
+    check(lambda x, i, v: put(x, (i, torch.tensor([1, 1])), v, add), rand(3, 2), i, rand(2, zeros=0.5))
+    check(lambda x, v: put(x, (i.tensor, j.tensor), v, add), rand(3, 3), rand(2), exact=True)
+    check(lambda x, v: put(x, (None, j.tensor), v, add), rand(2, 3), rand(2, 2), exact=True)
+    check(lambda x, v: put(x, (j.tensor[:, None], j.tensor), v, add), rand(2, 2), torch.tensor(0.7), exact=True)
+    check(lambda x, m, v: put(x, (m,), v, add), rand(3, 2), torch.tensor([True, False, True]), torch.tensor(0.5))
+    check(lambda x, m, v: put(x, (m,), v[: int(m.sum())], add), rand(3), torch.tensor([True, False, True]), rand(3))
+
+
+def test_assignment() -> None:
+    def fn(x: Tensor, m: Tensor, i: Tensor, v: Tensor) -> Tensor:
+        x[m] = 0.0
+        x[i, 1] = v[0]
+        x[1] += v[:2]
+        x[:, i] = v[2]
+        return x
+
+    check(fn, rand(3, 2), rand(3, 2) > 0, Index(torch.tensor([0, 1]), [0, 1]), rand(3))
+    check(lambda x, m: x.masked_fill(m, 1.0), rand(3, 2), rand(3, 2) > 0, exact=True)
+    mask = torch.tensor([[True, False], [False, False], [True, True]])
+
+    def zeroed(x: Tensor) -> Tensor:
+        x[mask] = 0.0
+        return x
+
+    check(zeroed, rand(3, 2), exact=True)
+
+
+@pytest.mark.parametrize("op", ["scatter", "scatter_add", "amax", "prod", "mean"])
+@pytest.mark.parametrize("dim", [0, 1])
+def test_scatter(op: str, dim: int) -> None:
+    def fn(x: Tensor, i: Tensor, v: Tensor) -> Tensor:
+        return getattr(x, op)(dim, i, v) if op.startswith("scatter") else x.scatter_reduce(dim, i, v, op)
+
+    check(fn, rand(3, 3), PAIR, rand(2, 3, zeros=0.4))
+    distinct = torch.tensor([[0, 1], [1, 0]])
+    check(lambda x, v: fn(x, distinct, v), rand(3, 3), rand(2, 2), exact=op.startswith("scatter"))
+    check(lambda x, v: x.scatter_reduce(dim, distinct, v, "sum", include_self=False), rand(2, 2), rand(2, 2))
+
+
+def test_more_scatter() -> None:
+    check(lambda x, i: x.scatter_(1, i, 0.0), rand(2, 3), PAIR)
+    check(lambda i: F.one_hot(i, 3), ids(0, 2))
+    check(lambda i: torch.zeros(2, 3).scatter_(1, i[:, None], 1.0), ids(0, 2), exact=True)
+    check(lambda x, i, v: x.scatter(0, i, v), rand(3), ids(0, 2), rand(2))
+    index = torch.tensor([1, 0, 1])
+    check(lambda x, v: x.scatter_add(0, index[:, None].expand(3, 2), v), rand(2, 2), rand(3, 2), exact=True)
+    check(lambda x, i, v: x.scatter_(1, i, v, reduce="add"), rand(2, 3), PAIR, rand(2, 2, zeros=0.5))
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+def test_index_add_copy_fill(dim: int) -> None:
+    fixed = torch.tensor([2, 0])
+    v = rand(2, 3) if dim == 0 else rand(3, 2)
+    check(lambda x, i, v: x.index_add(dim, i, v), rand(3, 3), ids(0, 0), v * (v > 0))
+    check(lambda x, v: x.index_add(dim, fixed, v, alpha=2), rand(3, 3), v, exact=True)
+    check(lambda x, i, v: x.index_copy(dim, i, v), rand(3, 3), ids(0, 2), v)
+    check(lambda x, v: x.index_copy_(dim, fixed, v), rand(3, 3), v, exact=True)
+    check(lambda x, i, v: x.index_fill(dim, i, v), rand(3, 3), ids(0, 2), torch.tensor(2.0))
+    check(lambda x: x.index_fill_(dim, fixed, 1.0), rand(3, 3))
+    check(lambda x, i, v: x.index_reduce(dim, i, v, "amax"), rand(3, 3), ids(0, 2), v)
+
+
+def test_masked() -> None:
+    mask = torch.tensor([[True, False], [False, True]])
+    check(lambda x, m: x.masked_fill(m, 3.0), rand(2, 2), mask, exact=True)
+    check(lambda x, m, v: x.masked_fill(m, v), rand(2, 2), mask, torch.tensor(1.5))
+    check(lambda x: x.masked_select(mask), rand(2, 2), exact=True)
+    check(lambda x, v: x.masked_scatter(mask, v), rand(2, 2), rand(3), exact=True)
+    check(lambda x, m, v: x.masked_scatter(m, v), rand(2, 2), mask, rand(4))
+    check(lambda x, v, g: grads(lambda x, v: x.masked_scatter(mask, v), (0, 1))(x, v, g), rand(2, 2), rand(3), rand(2, 2))
+    check(lambda x, g: grads(lambda x: x.masked_select(mask))(x, g), rand(2, 2), rand(2), exact=True)
+    check(lambda x, g: grads(lambda x: x.masked_fill(mask, 0.0))(x, g), rand(2, 2), rand(2, 2), exact=True)
+    check(lambda c, a, b: torch.where(c, a, b), mask, rand(2, 2), rand(2))
+    check(lambda c, a: torch.where(c, a, 0.0), mask[0], rand(2, 2))
+    check(lambda a, b: torch.where(mask, a, b), rand(2, 2), rand(2, 2), exact=True)
+    check(lambda a, b, g: grads(lambda a, b: torch.where(mask, a, b), (0, 1))(a, b, g), rand(2, 2), rand(2), rand(2, 2))
+
+
+def test_counting() -> None:
+    check(lambda i, w: torch.bincount(i, w, minlength=3), ids(0, 2), rand(2))
+    check(lambda x: torch.nonzero_static(x > 0, size=3), rand(3), opaque=True)
