@@ -16,7 +16,7 @@ def in_backward() -> bool:
 
 def has_composite_kernel(func: torch._ops.OpOverload) -> bool:
     """Would autograd have decomposed this op before it reached the dispatch mode?"""
-    key = torch._C.DispatchKey.CompositeImplicitAutograd  # type: ignore[attr-defined]
+    key = torch._C.DispatchKey.CompositeImplicitAutograd
     return func.has_kernel_for_dispatch_key(key)
 
 

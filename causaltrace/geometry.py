@@ -141,7 +141,7 @@ def view_of(data: Tensor, base: Geometry, view: Geometry) -> Tensor:
         full = data.expand(*base.sizes, width).permute(*order, -1).contiguous()
         back = sorted(range(len(order)), key=order.__getitem__)
         return view_of(full.permute(*back, -1), base, view)
-    return data[(*coordinates(data, base, view, start), slice(None))]
+    return data[tuple(coordinates(data, base, view, start))]
 
 
 def coordinates(data: Tensor, base: Geometry, view: Geometry, start: int) -> list[Tensor]:
@@ -179,7 +179,7 @@ def assign(data: Tensor, base: Geometry, view: Geometry, value: Tensor) -> Tenso
     if moves is None:
         full = data.expand(*sizes, data.shape[-1]).clone(memory_format=torch.contiguous_format)
         where = coordinates(full, base, view, start)
-        full[(*where, slice(None))] = value.to(full.dtype)
+        full[tuple(where)] = value.to(full.dtype)
         return full
     first = decompose(start, plain)
     shape = [1] * len(sizes)

@@ -235,7 +235,7 @@ class Ledger:
                 planes["possible"] = None if same else raised
                 changed = True
             if changed:
-                entry.shadow = old._replace(**planes)
+                entry.shadow = old._replace(**planes)  # type: ignore[arg-type]
                 entry.views.clear()
         if self.watermark is not None:
             self.watermark = fresh(self.watermark, True)

@@ -80,7 +80,7 @@ class Judge:
         if known is None:
             self.escapes[what, site] = Notice(
                 "CT091", f"{NAMES.get(what, what)} gave Python a value that depends on labels", label=label, site=site,
-                remedy="score these positions first, keep the value in torch, or declassify it with a reason",
+                remedy="score these positions before it leaves, or keep the value in torch",
             )  # fmt: skip
         else:
             known.count += 1
@@ -150,7 +150,7 @@ class Judge:
             return
         stream, local = self.streams.locate(target)
         origin, where = self.streams.locate(source)
-        route = (Hop(event.site, ""),)
+        route: tuple[Hop, ...] = (Hop(event.site, ""),)
         if cells is not None:
             route = self._path(kind, event, i, source, cells)
         self.findings[key] = Finding(kind, local, where, orders, event.site, route, stream.name, origin.name)

@@ -37,6 +37,7 @@ class Op:
     composite: bool
     foreach: bool
     escapes: tuple[str, ...]
+    shares: bool
 
     def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """Arguments by schema name; defaults left out."""
@@ -62,6 +63,8 @@ def describe(func: torch._ops.OpOverload) -> Op:
         composite=has_composite_kernel(func),
         foreach=packet.startswith("_foreach_"),
         escapes=MASKED.get(name, tuple(a.name for a in schema.arguments)) if SHAPED.intersection(func.tags) else (),
+        shares=rule.kind == rules.POINT and not written and name not in ("fill", "pow") and len(schema.returns) == 1
+        and not packet.startswith("_foreach_"),
     )
 
 

@@ -6,7 +6,6 @@ and in-place writes through any of them need no rule: they read and write the sa
 
 from __future__ import annotations
 
-import threading
 import weakref
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -44,7 +43,8 @@ class Shadow(NamedTuple):
             support, possible = self[:2]
             out = Shadow(None if support is None else fn(support), None if possible is None else fn(possible))
         else:
-            out = Shadow(*[None if c is None else fn(c) for c in self[:6]], self.pending, self.objective)
+            planes = [None if c is None else fn(c) for c in self[:6]]
+            out = Shadow(*planes)._replace(pending=self.pending, objective=self.objective)  # type: ignore[arg-type]
         return out if out else None
 
     @property
@@ -71,16 +71,15 @@ class Entry:
 
 
 def geometry(t: Tensor) -> Geometry:
-    return Geometry(t.storage_offset(), tuple(t.shape), t.stride(), t.itemsize)
+    return Geometry(int(t.storage_offset()), t.shape, t.stride(), t.itemsize)
 
 
 class Memory:
-    """Shadows by storage. Entries die with their storage; safe under autograd's device threads."""
+    """Shadows by storage. Entries die with their storage. The tracer's lock guards against other threads."""
 
     def __init__(self, algebra: Algebra) -> None:
         self._algebra = algebra
         self.entries: dict[int, Entry] = {}
-        self._lock = threading.RLock()
 
     def read(self, t: Tensor) -> Shadow | None:
         entry = self.entries.get(id(storage_of(t)))
@@ -130,16 +129,15 @@ class Memory:
         self._insert(key, storage, base, self._merge(entry, base, view, shadow))
 
     def _insert(self, key: int, storage: torch.UntypedStorage, base: Geometry, shadow: Shadow | None) -> None:
-        with self._lock:
-            old = self.entries.get(key)
-            if shadow is None:
-                self.entries.pop(key, None)
-            elif old is not None:
-                old.base, old.shadow, old.views = base, shadow, {}
-            else:
-                entries = self.entries
-                ref = weakref.ref(storage, lambda _: entries.pop(key, None))
-                entries[key] = Entry(ref, base, shadow)
+        entries = self.entries
+        if shadow is None:
+            entries.pop(key, None)
+        elif (old := entries.get(key)) is not None:
+            old.base, old.shadow = base, shadow
+            if old.views:
+                old.views = {}
+        else:
+            entries[key] = Entry(weakref.ref(storage, lambda _: entries.pop(key, None)), base, shadow)
 
     def _merge(self, entry: Entry | None, base: Geometry, view: Geometry, new: Shadow | None) -> Shadow | None:
         """The base's shadow after a write to a part of it."""
@@ -155,7 +153,8 @@ class Memory:
         planes: list[Cells | None] = []
         for before, after in zip(old[:6], new[:6], strict=True):
             planes.append(self._overwrite(before, after, base, view) if exact else self._weak(before, after, base))
-        out = Shadow(*planes, tuple(dict.fromkeys(old.pending + new.pending)))
+        pending = tuple(dict.fromkeys(old.pending + new.pending))
+        out = Shadow(*planes)._replace(pending=pending)  # type: ignore[arg-type]
         return out if out else None
 
     def _overwrite(self, old: Cells | None, new: Cells | None, base: Geometry, view: Geometry) -> Cells | None:
@@ -181,8 +180,6 @@ class Memory:
         return lattice.join(old, lattice.everything(new, len(base.sizes)))
 
     def alive(self) -> Iterator[tuple[torch.UntypedStorage, Entry]]:
-        with self._lock:
-            entries = list(self.entries.values())
-        for entry in entries:
+        for entry in list(self.entries.values()):
             if (storage := entry.ref()) is not None:
                 yield storage, entry

@@ -72,7 +72,11 @@ class Step:
 
     def after(self) -> After:
         """Supports of the results, and what happened to readouts on the way."""
-        special = not all([s.plain for s in self.shadows.values()])
+        shadows = self.shadows.values()
+        special = hedged = False
+        for shadow in shadows:
+            special = special or not shadow.plain
+            hedged = hedged or shadow[1] is not None
         if special:
             self._sort_inputs()
         if self.op.rule.kind == rules.OPAQUE:
@@ -81,7 +85,7 @@ class Step:
         else:
             support = self._run("support", special)
             possible = [None] * len(support)
-            if any([s.possible is not None for s in self.shadows.values()]):
+            if hedged:
                 possible = self._run("possible", special)
         if self.backward:
             indirect = self.tracer.algebra.indirect
@@ -116,47 +120,48 @@ class Step:
                 self.index is not None and self.op.name.startswith("nll_loss") and self.bound.get("reduction", 1) != 0
             )
 
-    def cells(self, plane: str, special: bool = True) -> Callable[[Tensor], Cells | None]:
+    def cells(self, plane: str) -> Callable[[Tensor], Cells | None]:
         """Support of an input on a plane. Where an op moves elements, labels and readouts move with them
         on planes of their own; everywhere else they are causes like any other."""
-        shadows = self.shadows
-        if not special:
-            position = 0 if plane == "support" else 1
-
-            def plain(t: Tensor) -> Cells | None:
-                shadow = shadows.get(id(t))
-                return None if shadow is None else shadow[position] or shadow[0]
-
-            return plain
         moves = self.op.rule.kind in (rules.MOVE, rules.READ)
         label = None if self.index is None or self.reduced else id(self.index)
-        depends, moved = self.tracer.ledger.depends, self.moved
+        shadows, depends, moved = self.shadows, self.tracer.ledger.depends, self.moved
 
         def cells(t: Tensor) -> Cells | None:
             shadow = shadows.get(id(t))
             if shadow is None:
                 return None
             if plane not in ("support", "possible"):
-                return getattr(shadow, plane) if id(t) in moved else None  # type: ignore[no-any-return]
+                return getattr(shadow, plane) if id(t) in moved else None
             if moves and id(t) in moved or id(t) == label:
                 return _bare(shadow, plane)
             return depends(shadow, plane)
 
         return cells
 
-    def call(self, plane: str, special: bool = True) -> OpCall:
+    def bare(self, plane: str) -> Callable[[Tensor], Cells | None]:
+        """Support of an input without the labels and readouts that its elements are."""
         shadows = self.shadows
+        if plane == "possible":
 
-        def bare(t: Tensor) -> Cells | None:
+            def possible(t: Tensor) -> Cells | None:
+                shadow = shadows.get(id(t))
+                return None if shadow is None else shadow[1] or shadow[0]
+
+            return possible
+
+        def support(t: Tensor) -> Cells | None:
             shadow = shadows.get(id(t))
-            return None if shadow is None else _bare(shadow, plane)
+            return None if shadow is None else shadow[0]
 
+        return support
+
+    def call(self, plane: str, special: bool = True) -> OpCall:
+        bare = self.bare(plane)
+        cells = self.cells(plane) if special else bare
         selects = self.index is not None and not self.reduced
-        call = OpCall(
-            self.op.name, self.bound, self.cells(plane, special), self.tracer.algebra, plane, self.backward, self.out, selects
-        )
-        call.bare = bare
-        return call
+        algebra = self.tracer.algebra
+        return OpCall(self.op.name, self.bound, cells, algebra, plane, self.backward, self.out, selects, bare)
 
     def _run(self, plane: str, special: bool) -> list[Cells | None]:
         result = self.op.rule.fn(self.call(plane, special))
@@ -245,7 +250,7 @@ class Step:
             planes.pop("target", None)
         if self.outs and self.outs[0].dtype.is_floating_point:
             planes.pop("label", None)
-        return first._replace(**planes)
+        return first._replace(**planes)  # type: ignore[arg-type]
 
     def _reduced_loss(self, numbers: Cells) -> Shadow:
         """A loss that is summed inside the op: its readouts before they are summed."""

@@ -18,6 +18,9 @@ from causaltrace.shadow import Memory, Shadow
 from causaltrace.site import Site
 from causaltrace.step import After, Recorder, Step
 
+_NUMBERS = (int, float, bool)
+
+
 class Finder(Protocol):
     """Looks at what no label is known of; ``boundary.finder`` implements it."""
 
@@ -47,6 +50,7 @@ class Tracer(TorchDispatchMode):
         self.finder: Finder | None = None
         self._ops: dict[Any, Op] = {}
         self._op_name = ""
+        self._backward = False
         self._step_sites: dict[str, Site] = {}
         self._lock = threading.RLock()
 
@@ -72,16 +76,17 @@ class Tracer(TorchDispatchMode):
 
     def step_ends(self, *_: Any) -> None:
         self.updating -= 1
+        self.algebra.forget()
 
     # -- one operation --------------------------------------------------------------------------------
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        op = self._ops.get(func)
+        op = self._ops.get(id(func))  # overloads live as long as torch does
         if op is None:
             if not isinstance(func, torch._ops.OpOverload):
                 return self._higher_order(func, args, kwargs)
-            op = self._ops[func] = describe(func)
+            op = self._ops[id(func)] = describe(func)
         if op.view and not op.composite:
             out = func(*args, **kwargs)
             if op.name == "lift_fresh":
@@ -94,7 +99,8 @@ class Tracer(TorchDispatchMode):
         if finder is not None and not op.composite and (finder.searching or op.name == "embedding"):
             finder.look(op, inputs)
         entries = self.memory.entries
-        if not any([id(storage_of(t)) in entries for t in inputs]) or any([is_fake(t) for t in inputs]):
+        touched = [t for t in inputs if id(storage_of(t)) in entries]
+        if not touched or types and any(map(is_fake, inputs)) or touched[0].is_meta:
             out = func(*args, **kwargs)
             if finder is not None and finder.searching:
                 finder.made(tensors(out))
@@ -106,15 +112,34 @@ class Tracer(TorchDispatchMode):
                 return out
         with self._lock:
             self._op_name = op.full
+            if in_backward() != self._backward:  # a new pass begins
+                self._backward = not self._backward
+                self.algebra.forget()
+            if op.shares and (shadow := self._shared(inputs, touched, args)) is not None:
+                out = func(*args, **kwargs)
+                self.memory.write(out, shadow)
+                return out
             bound = op.bind(args, kwargs)
             if op.written:
-                return self._in_place(op, func, args, kwargs, bound)
+                return self._in_place(op, func, kwargs, args, bound)
             out = func(*args, **kwargs)
             self._op_name = op.full
             outs = tensors(out)
-            after = self._step(op, bound, out, outs)
-            self._write(outs, after)
+            self._write(outs, self._step(op, bound, out, outs))
             return out
+
+    def _shared(self, inputs: list[Tensor], touched: list[Tensor], args: tuple[Any, ...]) -> Shadow | None:
+        """The one shadow of all operands of an element-wise op: its result has the same."""
+        if len(inputs) != len(touched) or len(inputs) != len(args) and 0 in [a for a in args if type(a) in _NUMBERS]:
+            return None
+        first, shape = self.memory.read(touched[0]), touched[0].shape
+        if first is None or not first.plain or first.possible is not None or self._backward:
+            return None
+        for t in touched[1:]:
+            other = self.memory.read(t)
+            if t.shape != shape or other is None or other.support is not first.support or other[1:] != first[1:]:
+                return None
+        return first
 
     def _write(self, outs: list[Tensor], after: After) -> None:
         for t, shadow in zip(outs, after.shadows, strict=False):
@@ -123,53 +148,36 @@ class Tracer(TorchDispatchMode):
             self.finder.made(outs)
         after.report(self)
 
-    def _in_place(self, op: Op, func: Any, args: Any, kwargs: Any, bound: dict[str, Any]) -> Any:
+    def _in_place(self, op: Op, func: Any, kwargs: Any, args: Any, bound: dict[str, Any]) -> Any:
         """Rules of in-place ops run first, while the old values can still be looked at."""
         written = [t for name in op.written for t in tensors(bound.get(name))]
         early = op.written[0] == "self"
         bound = {name: value for name, value in bound.items() if name not in op.outs}  # what they held is lost
         if early:
-            after = self._each(op, bound, written) if op.foreach else self._step(op, bound, None, written)
+            after = self._step(op, bound, None, written)
         out = func(*args, **kwargs)
         self._op_name = op.full
         if not early:
             fresh = [] if op.outs else [t for t in tensors(out) if all(t is not w for w in written)]
             written = fresh + written
-            after = self._step(op, bound, out if not fresh else (*fresh, *written[len(fresh):]), written)
+            after = self._step(op, bound, written if fresh else out, written)
         if self.updating:  # an update is a step of the path even where it changes no support
             stamp = self.algebra.stamp
             after.shadows = [s._replace(support=stamp(s.support)) if s.support else s for s in after.shadows]
         self._write(written, after)
         return out
 
-    def _each(self, op: Op, bound: dict[str, Any], written: list[Tensor]) -> After:
-        """A foreach op, list element by list element."""
-        out = After()
-        for i in range(len(written)):
-            one = {k: v[i] if isinstance(v, (list, tuple)) and len(v) == len(written) else v for k, v in bound.items()}
-            if "tensors" in one or any(k.startswith("tensors") for k in one):
-                one = {k.replace("tensors1", "end"): v for k, v in one.items()}
-            if "scalar" in one:
-                one.setdefault("other", one.pop("scalar"))
-            if "scalars" in one:
-                one.setdefault("other", one.pop("scalars"))
-            step = self._step(op, one, None, [written[i]])
-            out.shadows += step.shadows[:1]
-            out.leaving += step.leaving
-            out.candidates += step.candidates
-        return out
-
     def _step(self, op: Op, bound: dict[str, Any], out: Any, outs: list[Tensor]) -> After:
-        """Supports of the results, and what happened to readouts on the way."""
-        if op.foreach and out is not None and isinstance(out, (list, tuple)):
-            after = After()
-            for i, t in enumerate(outs):
-                one = {k: v[i] if isinstance(v, (list, tuple)) and len(v) == len(outs) else v for k, v in bound.items()}
-                if "scalar" in one or "scalars" in one:
-                    one.setdefault("other", one.get("scalar", one.get("scalars")))
-                after.shadows += Step(self, op, one, t, [t]).after().shadows
-            return after
-        return Step(self, op, bound, out if out is not None else outs[0] if len(outs) == 1 else outs, outs).after()
+        """Supports of the results, and what happened to readouts on the way; foreach ops one by one."""
+        if not op.foreach:
+            return Step(self, op, bound, out if out is not None else outs[0] if len(outs) == 1 else outs, outs).after()
+        after = After()
+        for i, t in enumerate(outs):
+            step = Step(self, op, _element(bound, len(outs), i), t, [t]).after()
+            after.shadows += step.shadows[:1]
+            after.leaving += step.leaving
+            after.candidates += step.candidates
+        return after
 
     # -- the host -------------------------------------------------------------------------------------
 
@@ -213,3 +221,12 @@ class Tracer(TorchDispatchMode):
                 if isinstance(t, Tensor):
                     self.memory.write(t, Shadow(possible=self.algebra.reshaped(cells, (1,) * t.ndim)))
         return out
+
+
+def _element(bound: dict[str, Any], count: int, i: int) -> dict[str, Any]:
+    """The arguments of a foreach op's ``i``-th element, named as in the plain op."""
+    names = {"tensors1": "end", "scalar": "other", "scalars": "other"}
+    return {
+        names.get(name, name): value[i] if isinstance(value, (list, tuple)) and len(value) == count else value
+        for name, value in bound.items()
+    }

@@ -20,7 +20,8 @@ from causaltrace.report.model import Finding, Notice, Report
 from causaltrace.shadow import Shadow
 from causaltrace.site import Site
 from causaltrace.stream import Stream, Streams, check_tokens, named
-from causaltrace.tracer import Recorder, Tracer
+from causaltrace.step import Recorder
+from causaltrace.tracer import Tracer
 
 Tokens = Tensor | Sequence[Tensor] | Mapping[str, Tensor] | None
 

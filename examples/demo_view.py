@@ -52,8 +52,8 @@ def _setting(data: Data) -> Text:
     model, text = data["model"], data["text"]
     return Text(
         f"A byte-level GPT ({model['layers']} layers, dim {model['dim']}), trained {model['train_steps']} "
-        f"steps ({model['train_seconds']:.0f} s) on {text['train_bytes']:,} bytes of Python's language reference; "
-        f"scored on its last {text['stream_bytes']:,} bytes.",
+        f"steps ({model['train_seconds']:.0f} s) on {text['train_bytes']:,} bytes of Python's language "
+        f"reference; scored on its last {text['stream_bytes']:,} bytes.",
         style="dim",
     )
 
@@ -102,9 +102,9 @@ def _pair_notes(rows: list[Data]) -> list[RenderableType]:
     watched, flips = rows[0]["watched"], rows[0]["flips"]
     note = (
         f"Covered: had any of the {watched['forbidden_pairs_covered']:,} pairs whose label is not before its "
-        "score leaked, that score would be listed. The report names the latest label that reached it and does "
-        f"not tell the ones in between apart. Moved: by more than {flips['threshold_nats']:g} nats; C1 forbids it "
-        "only where the label is later."
+        "score leaked, that score would be listed. The report names the latest label that reached it and "
+        f"does not tell the ones in between apart. Moved: by more than {flips['threshold_nats']:g} nats; C1 "
+        "forbids it only where the label is later."
     )
     return [_indent(Text(note, style="dim"))]
 
@@ -122,10 +122,12 @@ def _windows(data: Data) -> list[RenderableType]:
     lines: list[RenderableType] = [table]
     if data["state"] is not None:
         state = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
-        for name, key in (("shared state, updated at", "updated_at"), ("read again at", "read_at")):
+        state.add_column(no_wrap=True)
+        state.add_column(no_wrap=True, style="cyan")
+        state.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
+        for name, key in (("state updated at", "updated_at"), ("read again at", "read_at")):
             site = data["state"][key]
-            source = Text(site["source"], no_wrap=True, overflow="ellipsis")
-            state.add_row(f"  {name}", Text(site["place"], style="cyan"), source)
+            state.add_row(f"  {name}", site["place"], Text(site["source"]))
         lines.append(state)
     by_label: dict[int, list[Data]] = defaultdict(list)
     for leak in data["leaks"]:

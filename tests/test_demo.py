@@ -6,11 +6,15 @@ import contextlib
 import dataclasses
 import io
 import json
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from typer.testing import CliRunner
 
+import causaltrace
+from causaltrace.cli import app
 from causaltrace.report.model import Finding, Hop, Report
 from causaltrace.site import Site
 from examples import demo, slot_context
@@ -159,3 +163,17 @@ def test_a_flip_that_moves_what_the_report_rules_out_is_counted() -> None:
         "moved_pairs_in_accord": 1,
         "moved_pairs_ruled_out_by_report": 1,
     }
+
+
+def test_an_installation_without_examples_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(causaltrace, "__file__", str(tmp_path / "causaltrace" / "__init__.py"))
+    result = CliRunner().invoke(app, ["demo"])
+    assert result.exit_code == 2
+    assert "source checkout" in result.output
+
+
+def test_the_command_runs_the_demo_of_a_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "examples.demo")
+    result = CliRunner().invoke(app, ["demo", "--window", "none"])
+    assert result.exit_code == 2
+    assert "invalid int value" in result.output

@@ -99,10 +99,10 @@ class Host:
         @functools.wraps(original)
         def wrapper(tensor: Tensor, num_classes: int = -1) -> Tensor:
             if num_classes < 0:
-                return original(tensor, num_classes)  # type: ignore[no-any-return]
+                return original(tensor, num_classes)
             tracer.quiet += 1
             try:
-                return original(tensor, num_classes)  # type: ignore[no-any-return]
+                return original(tensor, num_classes)
             finally:
                 tracer.quiet -= 1
 

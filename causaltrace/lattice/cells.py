@@ -110,6 +110,10 @@ class Algebra:
             self._memo.popitem(last=False)
         return result
 
+    def forget(self) -> None:
+        """Share no results across this point, so that a path names the lines of its own pass."""
+        self._memo.clear()
+
     # -- lattice operations ---------------------------------------------------------------------------
 
     def join(self, *xs: Cells | None) -> Cells | None:

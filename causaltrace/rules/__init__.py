@@ -18,6 +18,7 @@ import torch
 
 from causaltrace.rules import (
     attention,
+    conv,
     encoder,
     fallback,
     index,
@@ -65,6 +66,13 @@ TABLE: dict[str, Rule] = {
     **_rows(MOVE, move.roll, "roll"),
     **_rows(MOVE, move.repeat, "repeat"),
     **_rows(MOVE, move.pad, "constant_pad_nd"),
+    **_rows(MOVE, move.rearranged, "rot90 diag_embed diagonal_copy pixel_shuffle pixel_unshuffle channel_shuffle "
+            "reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d replication_pad3d "
+            "unsafe_split unsafe_split_with_sizes split_copy split_with_sizes_copy unbind_copy select_copy slice_copy "
+            "narrow_copy permute_copy transpose_copy t_copy view_copy expand_copy squeeze_copy unsqueeze_copy "
+            "unfold_copy alias_copy detach_copy _reshape_copy im2col"),
+    **_rows(MOVE, move.block_diag, "block_diag"),
+    **_rows(LEAVE, move.unfold_backward, "unfold_backward"),
     **_rows(MOVE, move.where, "where"),
     **_rows(MOVE, move.masked_fill, "masked_fill"),
     **_rows(MOVE, move.slice_backward, "slice_backward select_backward diagonal_backward"),
@@ -94,7 +102,8 @@ TABLE: dict[str, Rule] = {
     **_rows(POINT, pointwise.pow_, "pow"),
     **_rows(POINT, pointwise.addcmul, "addcmul"),
     **_rows(POINT, pointwise.fill, "fill"),
-    **_rows(POINT, pointwise.join, "div sub rsub lerp addcdiv maximum minimum dropout native_dropout "
+    **_rows(POINT, pointwise.div, "div"),
+    **_rows(POINT, pointwise.join, "sub rsub lerp addcdiv maximum minimum dropout native_dropout "
             "masked_scale real imag complex polar _to_cpu nan_to_num clamp hardtanh threshold "
             "prelu _prelu_kernel rrelu_with_noise native_dropout_backward_mask hardswish hardsigmoid celu softshrink "
             "hardshrink floor_divide gcd lcm heaviside binary_cross_entropy_with_logits_backward _add_relu "
@@ -114,6 +123,7 @@ TABLE: dict[str, Rule] = {
     **_rows(LEAVE, reduce.several, "max min median nanmedian var_mean std_mean aminmax _aminmax"),
     **_rows(LEAVE, reduce.last, "mode kthvalue"),
     **_rows(LEAVE, reduce.renorm, "renorm"),
+    **_rows(LEAVE, reduce.crossed, "linalg_cross"),
     **_rows(LEAVE, reduce.one_dim, "_softmax _log_softmax _safe_softmax sort topk argsort msort"),
     **_rows(LEAVE, reduce.softmax_backward, "_softmax_backward_data _log_softmax_backward_data"),
     **_rows(LEAVE, reduce.running, "cumsum cumprod cummax cummin logcumsumexp"),
@@ -148,6 +158,9 @@ TABLE: dict[str, Rule] = {
             "_scaled_dot_product_cudnn_attention_backward _scaled_dot_product_fused_attention_overrideable_backward"),
     **_rows(LEAVE, encoder.encoder_layer, "_transformer_encoder_layer_fwd"),
     **_rows(LEAVE, encoder.multi_head, "_native_multi_head_attention"),
+    # -- convolutions: S(weight) | S(bias) | union over the window
+    **_rows(LEAVE, conv.convolution, "convolution _convolution convolution_overrideable"),
+    **_rows(LEAVE, conv.convolution_backward, "convolution_backward convolution_backward_overrideable"),
     # -- normalisations: statistics couple the normalised elements
     **_rows(LEAVE, norm.layer_norm, "native_layer_norm"),
     **_rows(LEAVE, norm.layer_norm_backward, "native_layer_norm_backward"),

@@ -26,11 +26,12 @@ class OpCall:
     def __init__(
         self, name: str, args: dict[str, Any], cells: Callable[[Tensor], Cells | None], lattice: Algebra,
         plane: str = "support", backward: bool = False, out: Any = None, selects: bool = False,
+        bare: Callable[[Tensor], Cells | None] | None = None,
     ) -> None:
         self.name, self.args, self._cells, self.lattice = name, args, cells, lattice
         self.plane, self.backward, self.out, self.selects = plane, backward, out, selects
         #: As ``of``, without the labels that a tensor's elements themselves are.
-        self.bare: Callable[[Tensor], Cells | None] = cells
+        self.bare = bare or cells
 
     def get(self, name: str, default: Any = None) -> Any:
         return self.args.get(name, default)

@@ -45,18 +45,22 @@ def _weighs(op: OpCall) -> bool:
 
 def nll_loss_backward(op: OpCall) -> Result:
     """grad_in[i, :] = grad_out[i] at the label's column: S(grad_out[i]) | S(label_i) | S(weights); a zero
-    gradient stays zero. (An element that is ignored for a fixed reason has no support to add.)"""
+    gradient stays zero. An ignored row is 0 because of its label alone."""
     lattice = op.lattice
     x, grad = op.tensor("self"), op.tensor("grad_output")
     dim = class_dim(op)
     own, target = op.cells("grad_output"), op.cells("target")
+    charged = op.tensor("target") != op.get("ignore_index", -100)
     if x.ndim > 1:
+        charged = charged.unsqueeze(dim)
         target = None if target is None else lattice.unsqueeze(target, dim)
         if grad.ndim:
             grad = grad.unsqueeze(dim)
             own = None if own is None else lattice.unsqueeze(own, dim)
     rest = lattice.join(target, lattice.everything(lattice.join(op.cells("weight"), op.cells("total_weight")), x.ndim))
-    return absorb(op, grad, None if own is None else lattice.aligned(own, x.ndim), rest)
+    read = absorb(op, grad, None if own is None else lattice.aligned(own, x.ndim), rest)
+    kept = lattice.keep(read, charged)
+    return kept if kept is read else lattice.join(kept, lattice.keep(target, ~charged))
 
 
 def mse_like(op: OpCall) -> Result:

@@ -14,18 +14,25 @@ def product(op: OpCall, a: Tensor, b: Tensor, ca: Cells | None, cb: Cells | None
     """Support of ``a [.., I, K] @ b [.., K, J]``."""
     if ca is None and cb is None:
         return None
+    # where both factors are 0, one has to vouch for it: B for all of k where B[k, :] is 0 (a gradient), else A
+    dead = (b == 0).all(-1, keepdim=True) if op.backward and ca is not None and cb is not None else None
     left, cut = _side(op, ca, a, b)
-    right, _ = _side(op, cb, b, a, transposed=True)
-    if cut and cb is not None:  # where both factors are 0, one of them has to vouch for it: A
-        left = op.lattice.join(left, _zeros(op, a, ca, b, cb))
+    right, _ = _side(op, cb, b, a, transposed=True, always=dead)
+    if cut and cb is not None:
+        left = op.lattice.join(left, _zeros(op, a, ca, b, cb, dead))
     return op.lattice.join(left, right)
 
 
-def _zeros(op: OpCall, x: Tensor, own: Cells | None, other: Tensor, theirs: Cells) -> Cells | None:
-    """Union over the contracted dim of S(x) where x is 0, but for zeros of the other that depend on nothing."""
+def _zeros(
+    op: OpCall, x: Tensor, own: Cells | None, other: Tensor, theirs: Cells, dead: Tensor | None
+) -> Cells | None:
+    """Union over the contracted dim of S(x) where x is 0, but for zeros of the other that depend on nothing or
+    vouch for themselves (``dead``)."""
     if own is None:
         return None
     doubtful = (other == 0) & (theirs.data != op.lattice.lattice.bottom).any(-1)
+    if dead is not None:
+        doubtful = doubtful & ~dead
     zero = (x == 0) & doubtful.any(-1, keepdim=True).transpose(-1, -2)
     if zero.device.type == "cpu" and not bool(zero.any()):
         return None
@@ -37,10 +44,10 @@ def _zeros(op: OpCall, x: Tensor, own: Cells | None, other: Tensor, theirs: Cell
 
 
 def _side(
-    op: OpCall, own: Cells | None, x: Tensor, factor: Tensor, transposed: bool = False
+    op: OpCall, own: Cells | None, x: Tensor, factor: Tensor, transposed: bool = False, always: Tensor | None = None
 ) -> tuple[Cells | None, bool]:
     """What of ``x`` reaches the output through ``factor``: ``x @ factor``, or ``factor @ x`` if transposed.
-    Also: were zeros of ``factor`` used to cut it?
+    Also: were zeros of ``factor`` used to cut it? Not where ``always [.., k, 1]``.
 
     Works on the second form; the first is its transpose.
     """
@@ -55,9 +62,11 @@ def _side(
             return own, False
         # a zero row of a gradient cuts a whole slice of the partner
         mask = live(factor, tuple(d for d in range(factor.ndim) if d != factor.ndim + keys))
+        if always is not None:
+            mask = mask | always.any(-2, keepdim=True)
         kept = lattice.keep(own, mask)
         return kept, kept is not own
-    mask = factor != 0
+    mask = factor != 0 if always is None else (factor != 0) | always.transpose(-1, -2)
     if mask.ndim > 2:
         batch = own.dims[:-2]
         for d in range(mask.ndim - 2):
@@ -65,7 +74,7 @@ def _side(
                 mask = mask.any(d, keepdim=True)
     if mask.device.type == "cpu" and bool(mask.all()):
         return lattice.reduce(own, [contracted]), False
-    if factor.ndim == 2 and op.backward:  # weight gradients: features share one mask
+    if factor.ndim == 2 and op.backward and factor.shape[0] != factor.shape[1]:  # weight gradients: one mask for all features
         mask = mask.any(rows, keepdim=True)
     if not transposed:
         mask = mask.transpose(-1, -2)

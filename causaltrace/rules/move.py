@@ -156,11 +156,22 @@ def where(op: OpCall) -> Result:
     """out = the branch taken | S(condition); the branch not taken is cut."""
     lattice = op.lattice
     cond = op.tensor("condition") if "condition" in op.args else op.tensor("mask")
-    return lattice.join(_choose(op, cond, op.args.get("self"), op.args.get("other")), _condition(op, cond))
+    yes, no = op.args.get("self"), op.args.get("other")
+    return lattice.join(_choose(op, cond, yes, no), _condition(op, cond, yes, no))
 
 
-def _condition(op: OpCall, cond: Tensor) -> Cells | None:
-    return op.of(cond) if op.moves_values else None
+def _condition(op: OpCall, cond: Tensor, yes: Any, no: Any) -> Cells | None:
+    """S(condition); in a backward pass not where both branches are equal (a gradient of 0, or none): there
+    S(both) suffices."""
+    own, lattice = op.of(cond) if op.moves_values else None, op.lattice
+    if own is None or not op.backward or yes is None or no is None:
+        return own
+    differs = torch.as_tensor(yes != no)
+    kept = lattice.keep(own, live(differs, tuple(varied(own, ndim=differs.ndim))))
+    if kept is own:
+        return own
+    both = [(op.of(t), ~differs) for t in (yes, no)]
+    return lattice.join(kept, *[lattice.keep(c, live(m, tuple(varied(c, ndim=m.ndim)))) for c, m in both])
 
 
 def _choose(op: OpCall, cond: Tensor, yes: Any, no: Any) -> Cells | None:
@@ -186,7 +197,7 @@ def masked_fill(op: OpCall) -> Result:
     """out = value where mask, else self; | S(mask)."""
     mask = op.tensor("mask")
     out = _choose(op, mask, op.args.get("value"), op.tensor("self"))
-    return op.lattice.join(out, _condition(op, mask))
+    return op.lattice.join(out, _condition(op, mask, op.args.get("value"), op.tensor("self")))
 
 
 def slice_backward(op: OpCall) -> Result:
@@ -249,3 +260,72 @@ def slice_scatter(op: OpCall) -> Result:
         blank = torch.full((1,) * op.tensor("src").ndim + (some.data.shape[-1],), -1, device=some.data.device)
         c = Cells(blank.to(some.data.dtype))
     return _scatter_view(op, c, base, list(x.shape), op.tensor("src").shape)
+
+
+def rearranged(op: OpCall) -> Result:
+    """Copies whose places follow from shapes alone (view copies, rot90, diag_embed, shuffles, mirrored pads):
+    the op itself, run on the numbers of the elements, says where each one goes; 0 is a fill."""
+    x, c = op.tensor("self"), op.cells("self")
+    if c is None:
+        return [None] * len(op.out) if isinstance(op.out, (list, tuple)) else None
+    outs = list(op.out) if isinstance(op.out, (list, tuple)) else [op.out]
+    if c.uniform:
+        made: list[Cells | None] = [op.lattice.reshaped(c, (1,) * o.ndim) for o in outs]
+    else:
+        numbers = torch.arange(1, x.numel() + 1, dtype=torch.float64, device=x.device).view(x.shape)
+        rest = {name: value for name, value in op.args.items() if name != "self"}
+        packet = getattr(torch.ops.aten, op.name)
+        placed = packet(numbers, **rest)
+        maps = [m.long() for m in (placed if isinstance(placed, (list, tuple)) else [placed])]
+        sizes = tuple(x.shape)
+
+        def fn(data: Tensor, where: Tensor) -> Tensor:
+            flat = data.expand(*sizes, data.shape[-1]).reshape(-1, data.shape[-1])
+            return torch.cat((torch.full_like(flat[:1], -1), flat))[where]
+
+        made = [op.lattice.move(c, lambda data, m=m: fn(data, m), held=m.numel() * 8) for m in maps]  # type: ignore[misc]
+    return made if isinstance(op.out, (list, tuple)) else made[0]
+
+
+def block_diag(op: OpCall) -> Result:
+    """The inputs along the diagonal, nothing elsewhere."""
+    tensors = [t if t.ndim == 2 else t.reshape(1, -1) for t in op.args["tensors"]]
+    sizes = [tuple(t.shape) for t in tensors]
+
+    def fn(*data: Tensor) -> Tensor:
+        width = data[0].shape[-1]
+        out = torch.full(
+            (sum(n for n, _ in sizes), sum(m for _, m in sizes), width), -1, dtype=data[0].dtype, device=data[0].device
+        )
+        row = column = 0
+        for d, (n, m) in zip(data, sizes, strict=True):
+            out[row : row + n, column : column + m] = d.reshape(-1, d.shape[-2], width) if d.ndim > 1 else d
+            row, column = row + n, column + m
+        return out
+
+    return _several(op, list(op.args["tensors"]), fn)
+
+
+def unfold_backward(op: OpCall) -> Result:
+    """Windows of gradients laid over each other: union where they overlap."""
+    c = op.cells("grad_in")
+    if c is None:
+        return None
+    sizes = list(op.args["input_sizes"])
+    if not sizes:
+        return op.lattice.everything(c, 0)
+    dim, size, step = int(op.args["dim"]) % len(sizes), int(op.args["size"]), int(op.args["step"])
+    windows = op.tensor("grad_in").shape[dim]
+    wide = [*c.dims[:dim], windows, *c.dims[dim + 1 : -1], size]
+    shape = [n if d == dim else c.dims[d] for d, n in enumerate(sizes)]
+
+    def fn(data: Tensor) -> Tensor:
+        width = data.shape[-1]
+        data = data.expand(*wide, width)
+        out = torch.full((*shape, width), -1, dtype=data.dtype, device=data.device)
+        for k in range(size):
+            part = out[(slice(None),) * dim + (slice(k, k + (windows - 1) * step + 1, step),)]
+            part.copy_(op.lattice.lattice.join(part, data.select(-2, k)))
+        return out
+
+    return op.lattice.make(fn, c, share=False)

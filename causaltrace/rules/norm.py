@@ -74,7 +74,7 @@ def batch_norm(op: OpCall) -> Result:
             results.append(out)
         elif id(extra) in states:
             results.append(lattice.join(old, per_channel))
-        elif isinstance(extra, Tensor) and extra.ndim == 1 and extra.numel() in (0, x.shape[1]):
+        elif isinstance(extra, Tensor) and extra.ndim == 1 and extra.numel() == x.shape[1]:
             results.append(per_channel)
         else:
             results.append(lattice.everything(per_channel, extra.ndim) if isinstance(extra, Tensor) else None)
@@ -112,9 +112,11 @@ def _grouped(op: OpCall, c: Cells | None, groups: int) -> Cells | None:
     """Union over the positions and the channels of a group; the channels stay."""
     if c is None:
         return None
-    lattice, channels = op.lattice, c.dims[1]
+    lattice = op.lattice
     c = lattice.reduce(c, range(2, len(c.dims)))
-    if c is None or channels == 1 or groups == channels:
+    assert c is not None
+    channels = c.dims[1]
+    if channels in (1, groups):
         return c
     if groups == 1:
         return lattice.reduce(c, [1])

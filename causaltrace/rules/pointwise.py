@@ -76,6 +76,14 @@ def _meet(op: OpCall, a: Tensor, b: Tensor, ca: Cells | None, cb: Cells | None) 
     return op.lattice.join(kept_a, kept_b)
 
 
+def div(op: OpCall) -> Result:
+    """out = a | b; in a backward pass, where the forward one divided by b already, an exact 0 in a cuts b."""
+    a = op.args["self"]
+    if not op.backward or not isinstance(a, Tensor):
+        return join(op)
+    return absorb(op, a, op.of(a), op.of(op.args["other"]))
+
+
 def add(op: OpCall) -> Result:
     """out = a | b; a mask value that swallows the other operand (x + z == z, z <= -1e9 or -inf) cuts it."""
     a, b = op.args["self"], op.args["other"]

@@ -53,15 +53,9 @@ def softmax_backward(op: OpCall) -> Result:
     rest = lattice.reduce(out, [dim])
     if op.name == "_softmax_backward_data":
         seen = live(output, tuple(varied(own, ndim=grad.ndim)))
-        cut = lattice.keep(own, seen)
-        if cut is not own:
-            # a zero gradient cuts S(output), a zero output cuts S(grad): where both are 0 S(output) stays
-            flat = live(grad, tuple(varied(rest, ndim=grad.ndim) - {dim}))
-            hidden = (output == 0).any(dim, keepdim=True)
-            kept = lattice.keep(rest, flat | live(hidden, tuple(varied(rest, ndim=grad.ndim))))
-            row = lattice.reduce(cut, [dim])
-            row = lattice.keep(row, live(output, tuple(varied(row, ndim=grad.ndim) | {dim})))
-            return lattice.join(row, kept)
+        used = live(grad, tuple(varied(own, rest, ndim=grad.ndim) - {dim}))
+        # a row without gradient is vouched for by its gradient alone, any other by S(output)
+        return lattice.join(lattice.reduce(lattice.keep(own, seen | ~used), [dim]), lattice.keep(rest, used))
     return absorb(op, grad, lattice.reduce(own, [dim]), rest)
 
 
@@ -136,3 +130,9 @@ def renorm(op: OpCall) -> Result:
     """Slices along dim scaled by their own norm."""
     dim, x = op.dim(), op.tensor("self")
     return op.lattice.reduce(op.cells("self"), [d for d in range(x.ndim) if d != dim])
+
+
+def crossed(op: OpCall) -> Result:
+    """Vector products along dim: union over it."""
+    dim = op.dim(-1)
+    return op.lattice.reduce(op.lattice.join(op.cells("self"), op.cells("other")), [dim])

@@ -161,21 +161,32 @@ def scatter(op: OpCall) -> Result:
     vouching = None
     if adds and isinstance(src, Tensor):
         where, vouching = _vouched(op, where, src, new)
+    fixed = where is None and vouching is None
+    if op.backward and overwrite and isinstance(src, Tensor) and src.ndim == x.ndim:
+        # a gradient of 0 among zeros: wherever it lands, S(gradient) suffices
+        moving = (src != 0) | (x[_leading(index, dim)] != 0).any(dim, keepdim=True)
+        where = lattice.keep(where, live(moving, tuple(varied(where, ndim=x.ndim))))
     lines = lattice.join(where, vouching)
     out = base
-    if new is not None and new.dims[dim] != 1 and where is None:
+    varies = _full(new, dim) or overwrite and _full(base, dim)
+    if varies and fixed:
         out = _scattered(op, base, new, x, index, dim, overwrite)
     elif new is not None:
         lines = lattice.join(lines, new)
     return lattice.join(out, _padded(op, lattice.reduce(lines, [dim]), x, index, dim))
 
 
+def _leading(index: Tensor, dim: int) -> tuple[slice, ...]:
+    """The lines along ``dim`` that an index names."""
+    return tuple(slice(None) if d == dim else slice(0, n) for d, n in enumerate(index.shape))
+
+
 def _scattered(
-    op: OpCall, base: Cells | None, new: Cells, x: Tensor, index: Tensor, dim: int, overwrite: bool
+    op: OpCall, base: Cells | None, new: Cells | None, x: Tensor, index: Tensor, dim: int, overwrite: bool
 ) -> Cells | None:
     """Values land where a fixed index says; dims along which neither varies stay compressed."""
     flat = [d for d in range(x.ndim) if d != dim and index.stride(d) == 0 and index.shape[d] == x.shape[d]]
-    flat = [d for d in flat if new.dims[d] == 1 and (base is None or base.dims[d] == 1)]
+    flat = [d for d in flat if not _full(new, d) and not _full(base, d)]
     for d in flat:
         index = index.narrow(d, 0, 1)
     sizes = [1 if d in flat else n for d, n in enumerate(x.shape)]
@@ -221,7 +232,7 @@ def index_write(op: OpCall) -> Result:
         where, vouching = _vouched(op, where, src, new)
     pointed = lattice.reduce(lattice.join(where, vouching), [dim])
     overwrite = op.name in ("index_copy", "index_fill")
-    if new is None or new.dims[dim] == 1 and not overwrite:
+    if not _full(new, dim) and not (overwrite and (_full(base, dim) or new is not None)):
         out = lattice.join(base, new)
     else:
         sizes = [x.shape[d] if d == dim or _full(base, d) or _full(new, d) else 1 for d in range(x.ndim)]

@@ -1,0 +1,72 @@
+"""Matrix products, with zeros on either side."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tests.oracle import check, grads
+from tests.rules.test_pointwise import rand
+
+SHAPES = [
+    ((2, 3), (3, 2)), ((3,), (3,)), ((2, 3), (3,)), ((3,), (3, 2)), ((2, 2, 3), (3, 2)), ((2, 2, 2), (2, 2, 2)),
+    ((1, 2, 2), (2, 2, 1)), ((2, 1), (1, 2)), ((1, 1), (1, 1)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("shapes", SHAPES, ids=str)
+@pytest.mark.parametrize("zeros", [0.0, 0.5])
+def test_matmul(shapes: tuple[tuple[int, ...], tuple[int, ...]], zeros: float) -> None:
+    a, b = rand(*shapes[0], zeros=zeros), rand(*shapes[1], zeros=zeros, seed=1)
+    check(torch.matmul, a, b, exact=not zeros)
+    seed = rand(*torch.matmul(a, b).shape, zeros=zeros, seed=2)
+    check(grads(torch.matmul, (0, 1)), a, b, seed)
+
+
+def test_a_constant_mask_is_exact() -> None:
+    mask = torch.ones(3, 3).tril()
+    check(lambda x: mask @ x, rand(3, 2), exact=True)
+    check(lambda x: x @ mask, rand(2, 3), exact=True)
+    check(lambda x: torch.bmm(mask[None].expand(2, 3, 3), x), rand(2, 3, 1), exact=True)
+    check(lambda x: torch.mv(mask, x), rand(3), exact=True)
+    check(grads(lambda x: mask @ x), rand(3, 2), rand(3, 2), exact=True)
+
+
+def test_a_masked_product_of_labels() -> None:
+    mask = torch.ones(3, 3).tril()
+    check(lambda p, x: (p * mask) @ x, rand(3, 3), rand(3, 2), exact=True)
+
+
+@pytest.mark.parametrize("zeros", [0.0, 0.5])
+def test_with_bias(zeros: float) -> None:
+    bias, a, b = rand(2, zeros=zeros), rand(3, 2, zeros=zeros), rand(2, 2, zeros=zeros, seed=1)
+    check(lambda c, a, b: torch.addmm(c, a, b), bias, a, b, exact=not zeros)
+    check(lambda c, a, b: torch.addmm(c, a, b, beta=0, alpha=2), bias, a, b)
+    check(lambda c, a, b: torch.addmv(c, b, a[0]), bias, a, b)
+    check(lambda c, a, b: torch.addr(c, a[:, 0], b[0]), bias, a, b)
+    check(lambda c, a, b: torch.baddbmm(c, a[None], b[None]), bias, a, b)
+    check(lambda c, a, b: torch.addbmm(c, torch.stack((a, a + 1)), torch.stack((b, b))), bias, a, b)
+    check(lambda c, a, b: c.new_zeros(3, 2).addmm_(a, b).add_(c), bias, a, b)
+    check(lambda c, a, b: torch.mm(a, b, out=c.new_ones(3, 2)), bias, a, b)
+
+
+@pytest.mark.parametrize("zeros", [0.0, 0.5])
+def test_linear_and_einsum(zeros: float) -> None:
+    x, w = rand(2, 2, 2, zeros=zeros), rand(3, 2, zeros=zeros)
+    check(grads(lambda x, w, b: F.linear(x, w, b), (0, 1, 2)), x, w, rand(3), rand(2, 2, 3, zeros=zeros))
+    check(lambda x, w: torch.einsum("btd,ed->bet", x, w), x, w)
+    with torch.inference_mode():
+        check(lambda x, w, b: F.linear(x, w, b), x, w, rand(3), exact=not zeros)
+    with torch.no_grad():
+        check(lambda x, w, b: F.linear(x, w, b), x, w, rand(3), exact=not zeros)
+
+
+def test_outer_dot_and_distances() -> None:
+    a, b = rand(3, zeros=0.4), rand(3, zeros=0.4, seed=1)
+    check(torch.outer, a, b)
+    check(torch.vdot, a, b)
+    check(grads(torch.dot, (0, 1)), a, b, torch.tensor(1.0))
+    check(lambda a, b: torch.linalg.multi_dot([a[None], b[:, None], a[None]]), a, b)
+    check(grads(lambda x, y: torch.cdist(x, y), (0, 1)), rand(2, 2), rand(3, 2), rand(2, 3), large=3.0)
+    check(lambda a, b: F.pairwise_distance(a[None], b[None]), a, b)
+    check(lambda a, b: torch.kron(a, b) + torch.cross(a, b, dim=0).sum(), a, b)
