@@ -34,7 +34,9 @@ def batched(model: torch.nn.Module, tokens: torch.Tensor, train: bool) -> None:
     with torch.autocast("cuda", torch.bfloat16):
         with torch.no_grad():
             logits = model(x)
-            torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), y.flatten(), reduction="none").sum()
+            torch.nn.functional.cross_entropy(
+                logits.flatten(0, 1).float(), y.flatten(), reduction="none"
+            ).sum()
         if train:
             logits = model(x)
             torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), y.flatten()).backward()
@@ -61,7 +63,9 @@ def main(rounds: int = 5) -> None:
         pairs = [(seconds(work, net, stream, False), seconds(work, net, stream, True)) for _ in range(rounds)]
         spread = sorted(b / a for a, b in pairs)
         plain = statistics.median(a for a, _ in pairs)
-        print(f"{name:<40} plain {plain * 1e3:8.1f} ms  ratio {statistics.median(spread):.2f} ({spread[0]:.2f} to {spread[-1]:.2f})")
+        print(
+            f"{name:<40} plain {plain * 1e3:8.1f} ms  ratio {statistics.median(spread):.2f} ({spread[0]:.2f} to {spread[-1]:.2f})"
+        )
 
 
 if __name__ == "__main__":

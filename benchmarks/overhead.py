@@ -74,16 +74,17 @@ def ratio(name: str, work: Work, model: torch.nn.Module, tokens: Tensor, rounds:
 
 def memory(model: torch.nn.Module, vocab: int) -> None:
     """Python and tensor memory held by a watch after few and after many windows."""
-    for windows in (4, 16, 64):
+    for windows in (8, 32, 128):
         tokens = torch.randint(0, vocab, (windows * 64 + 1,))
         tracemalloc.start()
         with causaltrace.watch(tokens) as trace:
             score_then_train(copy.deepcopy(model), tokens, 64)
-            held = sum(size for _, size in trace._tracer.algebra._history)
-            entries = len(trace._tracer.algebra._history)
+            held = trace._tracer.algebra.history_bytes
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        print(f"{windows:4d} windows: history {held / 1e6:7.2f} MB in {entries:6d} entries, Python peak {peak / 1e6:6.1f} MB")
+        print(
+            f"{windows:4d} windows: supports kept {held / 1e6:7.2f} MB at most, Python peak {peak / 1e6:6.1f} MB"
+        )
 
 
 def main(rounds: int = 5) -> None:
@@ -96,7 +97,9 @@ def main(rounds: int = 5) -> None:
     ratio("score then train, 9 layers, d=512, T=512", score_then_train, big, tokens, rounds)
     toy = GPT(ModelConfig(vocab=256, context=128, dim=64, layers=4, heads=4))
     short = torch.randint(0, 256, (8 * 128 + 1,))
-    ratio("toy: score then train, 4 layers, d=64", lambda m, t: score_then_train(m, t, 128), toy, short, rounds)
+    ratio(
+        "toy: score then train, 4 layers, d=64", lambda m, t: score_then_train(m, t, 128), toy, short, rounds
+    )
     memory(toy, 256)
 
 

@@ -16,6 +16,8 @@ from torch import Tensor
 
 #: A view that carries is read from the fully expanded base if that is at most so many times larger.
 EXPAND = 4
+#: Elements that a compressed shadow may be expanded to for such a view.
+MATERIALISE = 1 << 20
 
 
 class Geometry(NamedTuple):
@@ -37,7 +39,9 @@ class Digit(NamedTuple):
 
 def natural(view: Geometry, nbytes: int) -> Geometry:
     """A geometry that covers a whole storage of ``nbytes``, shaped after the strides of ``view``."""
-    strides = sorted({s for n, s in zip(view.sizes, view.strides, strict=True) if n > 1 and s > 0} | {1}, reverse=True)
+    strides = sorted(
+        {s for n, s in zip(view.sizes, view.strides, strict=True) if n > 1 and s > 0} | {1}, reverse=True
+    )
     total = nbytes // view.itemsize
     sizes: list[int] = []
     outer = total
@@ -136,6 +140,10 @@ def view_of(data: Tensor, base: Geometry, view: Geometry) -> Tensor:
         sizes = [n if j else 1 for n, j in zip(view.sizes, jump, strict=True)]
         offset = data.storage_offset() + sum(f * d.data for f, d in zip(first, base_digits, strict=True))
         return data.as_strided((*sizes, width), (*jump, data.stride(-1)), offset)
+    if data.shape[-1] > 1 and math.prod(base.sizes) > MATERIALISE and data.shape[:-1] != base.sizes:
+        # too large to spell out: give up telling apart the smallest dim (labels and readouts, width 1, never are)
+        smallest = min((n, d) for d, n in enumerate(data.shape[:-1]) if n > 1)[1]
+        return view_of(data.amax(smallest, keepdim=True), base, view)
     if math.prod(base.sizes) <= EXPAND * math.prod(view.sizes) and data.shape[:-1] != base.sizes:
         order = sorted(range(len(base.sizes)), key=lambda d: -base.strides[d])
         full = data.expand(*base.sizes, width).permute(*order, -1).contiguous()

@@ -62,6 +62,7 @@ class Ledger:
         self.candidates: list[Score] = []
         self.order: list[Tensor] = []
         self._next_readout = 0
+        self._first_marked = 0
         self._settled = True
 
     def grow(self, size: int) -> None:
@@ -122,14 +123,17 @@ class Ledger:
 
     # -- scoring --------------------------------------------------------------------------------------
 
-    def event(self, shadow: Shadow, site: Site) -> Score | None:
-        """The readouts in a tensor with this shadow, and what they depend on now."""
+    def event(self, shadow: Shadow, site: Site, returned: bool = False) -> Score | None:
+        """The readouts in a tensor with this shadow, and what they depend on now. ``returned``: they are scored
+        by being held at the end."""
         assert shadow.target is not None
         target = shadow.target.data[..., 0]
         support = shadow.support
         possible = shadow.possible if shadow.possible is not None else support
         post = shadow.post
-        dims = torch.broadcast_shapes(target.shape, *[c.dims for c in (support, possible, post) if c is not None])
+        dims = torch.broadcast_shapes(
+            target.shape, *[c.dims for c in (support, possible, post) if c is not None]
+        )
         index = torch.nonzero((target >= 0).expand(dims).reshape(-1))[:, 0]
         if index.numel() == 0:
             return None
@@ -143,13 +147,23 @@ class Ledger:
 
         now = self.now(lanes(support))
         maybe = self.now(lanes(possible), bound=True)
-        if self.watermark is not None:  # a branch in Python may have decided anything since
+        held = returned and bool(
+            (flat >> POSITION_BITS < self._first_marked).all()
+        )  # fixed before anything left
+        if self.watermark is not None and not held:  # a branch in Python may have decided anything since
             mark = self.now(self.watermark.data.reshape(-1), bound=True).to(maybe.device)
             hidden = torch.stack((torch.full_like(mark[0], -1), mark[1]))
             maybe = torch.maximum(maybe, hidden)
         return Score(
-            site, flat, now, maybe, None if post is None else self.now(lanes(post)),
-            torch.zeros(flat.numel(), dtype=torch.bool, device=flat.device), support, tuple(dims), index,
+            site,
+            flat,
+            now,
+            maybe,
+            None if post is None else self.now(lanes(post)),
+            torch.zeros(flat.numel(), dtype=torch.bool, device=flat.device),
+            support,
+            tuple(dims),
+            index,
         )
 
     def commit(self, event: Score) -> None:
@@ -246,6 +260,8 @@ class Ledger:
         if everything is not None:
             data = self.now(everything.data.cpu(), bound=True)
             mark = everything if data is everything.data else Cells(data, everything.origin)
+            if self.watermark is None:
+                self._first_marked = self._next_readout
             self.watermark = self.algebra.join(self.watermark, mark)
 
     def forget_scores(self) -> None:

@@ -119,7 +119,9 @@ class Judge:
                 count = int(missing.sum())
                 self.unproved[order] += count
                 if count:
-                    self.unproved_label = max(self.unproved_label, int((event.possible[:, lane] >> 1)[missing].max()))
+                    self.unproved_label = max(
+                        self.unproved_label, int((event.possible[:, lane] >> 1)[missing].max())
+                    )
         targets = target.tolist()
         sources = event.support[:, 0].tolist()
         orders = late.tolist()
@@ -142,7 +144,14 @@ class Judge:
         return self.order in ("both", order)
 
     def _find(
-        self, kind: str, target: int, source: int, orders: tuple[str, ...], event: Score, i: int, cells: Cells | None
+        self,
+        kind: str,
+        target: int,
+        source: int,
+        orders: tuple[str, ...],
+        event: Score,
+        i: int,
+        cells: Cells | None,
     ) -> None:
         key = (kind, event.site, target)
         known = self.findings.get(key)
@@ -178,7 +187,7 @@ class Judge:
         for shadow in held:
             if shadow.objective and self.ledger.order:
                 continue  # an objective that happens to be alive still
-            returned = self.ledger.event(shadow, site)
+            returned = self.ledger.event(shadow, site, returned=True)
             if returned is not None:
                 fresh = ~definite[self._positions(returned)]
                 if bool(fresh.any()):
@@ -192,7 +201,9 @@ class Judge:
         if not positions:
             notes.append(
                 Notice(
-                    "CT093", "no score was found: the labels met no loss inside the watch", blocking=True,
+                    "CT093",
+                    "no score was found: the labels met no loss inside the watch",
+                    blocking=True,
                     remedy="slice inputs and targets from the watched tokens inside the block, or call trace.score(nll)",
                 )  # fmt: skip
             )
@@ -211,8 +222,11 @@ class Judge:
             count = max(self.unproved.values())
             notes.append(
                 Notice(
-                    "CT092", f"{count} scores may depend on labels that they must not depend on, through the opaque "
-                    "operations and escapes listed here", blocking=True, label=self.unproved_label,
+                    "CT092",
+                    f"{count} scores may depend on labels that they must not depend on, through the opaque "
+                    "operations and escapes listed here",
+                    blocking=True,
+                    label=self.unproved_label,
                     remedy="follow the remedy of each listed operation or escape",
                 )  # fmt: skip
             )
@@ -223,7 +237,9 @@ class Judge:
             list(self.opaque_ops.values()), list(self.escapes.values()), notes, self.streams.size, error,
         )  # fmt: skip
 
-    def _conditions(self, violations: list[Finding], orders: dict[str, str], any_score: bool) -> dict[str, str]:
+    def _conditions(
+        self, violations: list[Finding], orders: dict[str, str], any_score: bool
+    ) -> dict[str, str]:
         kinds = {f.kind for f in violations}
         proved = "pass" if any_score and "unverified" not in orders.values() else "not covered"
         return {

@@ -52,7 +52,9 @@ def targets(op: Op, bound: dict[str, Any], index: Tensor, out: Tensor, read: Rea
     label = shadow.label
     if op.name.startswith("nll_loss"):
         charged = index != bound.get("ignore_index", -100)
-        label = ledger.algebra.keep(label, charged) or ledger.algebra.move(label, lambda d: torch.full_like(d, -1))
+        label = ledger.algebra.keep(label, charged) or ledger.algebra.move(
+            label, lambda d: torch.full_like(d, -1)
+        )
         return ledger.new_readouts(label)
     if label.dims != tuple(out.shape):
         shape = tuple(out.shape)
@@ -77,7 +79,9 @@ def onehot(
         classes = bound.get("other")
         if isinstance(classes, Tensor) and x.label.dims and x.label.dims[-1] == 1 and outs[0].shape[-1] != 1:
             return Shadow(x.support, x.possible, onehot=x.label)
-    if op.name == "mul" and ((x is not None and x.onehot is not None) != (other is not None and other.onehot is not None)):
+    if op.name == "mul" and (
+        (x is not None and x.onehot is not None) != (other is not None and other.onehot is not None)
+    ):
         row, hot = (other, x) if x is not None and x.onehot is not None else (x, other)
         if row is None or row.target is None and row.label is None:
             assert hot is not None
@@ -107,7 +111,13 @@ def unchanged(
     """Labels that a range guard (clamp, remainder) left as they were are still verbatim labels."""
     x = bound.get("self")
     shadow = shadows.get(id(x))
-    if op.name not in GUARDS or not isinstance(x, Tensor) or shadow is None or shadow.label is None or len(shadows) != 1:
+    if (
+        op.name not in GUARDS
+        or not isinstance(x, Tensor)
+        or shadow is None
+        or shadow.label is None
+        or len(shadows) != 1
+    ):
         return None
     if len(outs) != 1 or outs[0] is x or outs[0].shape != x.shape or outs[0].dtype.is_floating_point:
         return None

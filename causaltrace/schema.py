@@ -18,7 +18,8 @@ SHAPED = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 MASKED = {"masked_select": ("mask",), "index": ("indices",), "_unsafe_index": ("indices",)}
 #: Arguments that a kernel writes although its schema does not say so.
 UNDECLARED = dict.fromkeys(
-    ("aten::native_batch_norm", "aten::cudnn_batch_norm", "aten::miopen_batch_norm"), ("running_mean", "running_var")
+    ("aten::native_batch_norm", "aten::cudnn_batch_norm", "aten::miopen_batch_norm"),
+    ("running_mean", "running_var"),
 )
 
 
@@ -60,10 +61,15 @@ def describe(func: torch._ops.OpOverload) -> Op:
         written=written,
         outs=tuple(a.name for a in schema.arguments if a.is_out),
         view=rule.kind == rules.VIEW or (aliased and not written),
-        composite=has_composite_kernel(func),
+        composite=has_composite_kernel(func) and (aliased or name not in rules.TABLE),
         foreach=packet.startswith("_foreach_"),
-        escapes=MASKED.get(name, tuple(a.name for a in schema.arguments)) if SHAPED.intersection(func.tags) else (),
-        shares=rule.kind == rules.POINT and not written and name not in ("fill", "pow") and len(schema.returns) == 1
+        escapes=MASKED.get(name, tuple(a.name for a in schema.arguments))
+        if SHAPED.intersection(func.tags)
+        else (),
+        shares=rule.kind == rules.POINT
+        and not written
+        and name not in ("fill", "pow")
+        and len(schema.returns) == 1
         and not packet.startswith("_foreach_"),
     )
 

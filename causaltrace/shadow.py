@@ -116,7 +116,12 @@ class Memory:
         view = geometry(t)
         if shadow is not None:
             ndim = len(view.sizes)
-            if not shadow.plain or shadow.support is None or len(shadow.support.dims) != ndim or shadow.possible:
+            if (
+                not shadow.plain
+                or shadow.support is None
+                or len(shadow.support.dims) != ndim
+                or shadow.possible
+            ):
                 shadow = shadow.planes(lambda cells: self._algebra.aligned(cells, ndim))
         whole = view.offset == 0 and t.is_contiguous() and t.numel() * view.itemsize == storage.nbytes()
         if whole or entry is not None and entry.base == view or covers(view, storage.nbytes()):
@@ -139,7 +144,9 @@ class Memory:
         else:
             entries[key] = Entry(weakref.ref(storage, lambda _: entries.pop(key, None)), base, shadow)
 
-    def _merge(self, entry: Entry | None, base: Geometry, view: Geometry, new: Shadow | None) -> Shadow | None:
+    def _merge(
+        self, entry: Entry | None, base: Geometry, view: Geometry, new: Shadow | None
+    ) -> Shadow | None:
         """The base's shadow after a write to a part of it."""
         old = entry.shadow if entry is not None else Shadow()
         new = new if new is not None else Shadow()
@@ -152,12 +159,16 @@ class Memory:
         exact = view.itemsize == base.itemsize and nested(base) and elements <= EXPAND_LIMIT
         planes: list[Cells | None] = []
         for before, after in zip(old[:6], new[:6], strict=True):
-            planes.append(self._overwrite(before, after, base, view) if exact else self._weak(before, after, base))
+            planes.append(
+                self._overwrite(before, after, base, view) if exact else self._weak(before, after, base)
+            )
         pending = tuple(dict.fromkeys(old.pending + new.pending))
         out = Shadow(*planes)._replace(pending=pending)  # type: ignore[arg-type]
         return out if out else None
 
-    def _overwrite(self, old: Cells | None, new: Cells | None, base: Geometry, view: Geometry) -> Cells | None:
+    def _overwrite(
+        self, old: Cells | None, new: Cells | None, base: Geometry, view: Geometry
+    ) -> Cells | None:
         if old is None and new is None:
             return None
         some = old or new

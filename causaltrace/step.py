@@ -52,7 +52,19 @@ class Step:
     """An operation with the shadows of its inputs. ``out`` is its result, or for an in-place op that has not
     run yet the tensors that it will write; ``outs`` are the tensors that get the supports."""
 
-    __slots__ = ("backward", "bound", "index", "inputs", "moved", "op", "out", "outs", "reduced", "shadows", "tracer")
+    __slots__ = (
+        "backward",
+        "bound",
+        "index",
+        "inputs",
+        "moved",
+        "op",
+        "out",
+        "outs",
+        "reduced",
+        "shadows",
+        "tracer",
+    )
 
     def __init__(self, tracer: Context, op: Op, bound: dict[str, Any], out: Any, outs: list[Tensor]) -> None:
         self.tracer, self.op, self.bound, self.out, self.outs = tracer, op, bound, out, outs
@@ -64,11 +76,14 @@ class Step:
         self.reduced = False
         read, shadows = tracer.memory.read, self.shadows
         for value in bound.values():
-            for t in (value,) if isinstance(value, Tensor) else tensors(value):
-                self.inputs.append(t)
-                shadow = read(t)
-                if shadow is not None:
-                    shadows[id(t)] = shadow
+            if isinstance(value, Tensor):
+                self.inputs.append(value)
+            elif isinstance(value, (list, tuple)):
+                self.inputs += tensors(value)
+        for t in self.inputs:
+            shadow = read(t)
+            if shadow is not None:
+                shadows[id(t)] = shadow
 
     def after(self) -> After:
         """Supports of the results, and what happened to readouts on the way."""
@@ -117,7 +132,9 @@ class Step:
         if self.op.rule.kind == rules.READ:
             self.index = selector(self.op, self.bound, self.tracer.memory.read)
             self.reduced = (
-                self.index is not None and self.op.name.startswith("nll_loss") and self.bound.get("reduction", 1) != 0
+                self.index is not None
+                and self.op.name.startswith("nll_loss")
+                and self.bound.get("reduction", 1) != 0
             )
 
     def cells(self, plane: str) -> Callable[[Tensor], Cells | None]:
@@ -200,7 +217,9 @@ class Step:
         if self.backward:
             pass
         elif self.index is not None and self.outs:
-            numbers = targets(self.op, self.bound, self.index, self.outs[0], tracer.memory.read, tracer.ledger)
+            numbers = targets(
+                self.op, self.bound, self.index, self.outs[0], tracer.memory.read, tracer.ledger
+            )
             if self.reduced:
                 loss = self._reduced_loss(numbers)
                 if objective:
@@ -209,6 +228,7 @@ class Step:
                     after.leaving.append(loss)
             else:
                 first = first._replace(target=numbers, label=None, objective=objective)
+                first = self._ignored(first)
         elif (picked := onehot(self.op, self.bound, self.outs, self.shadows, tracer.ledger)) is not None:
             first = picked._replace(objective=objective)
         elif (guarded := unchanged(self.op, self.bound, self.outs, self.shadows, tracer.ledger)) is not None:
@@ -231,6 +251,18 @@ class Step:
                 after.candidates += [p for p in pending if isinstance(p, Pending)]
         if after.shadows:
             after.shadows[0] = first
+
+    def _ignored(self, first: Shadow) -> Shadow:
+        """An element that is 0 because its label is the ignored class depends on that label."""
+        ignore = self.bound.get("ignore_index", -100)
+        assert self.index is not None
+        label = self.shadows[id(self.index)].label
+        if not self.op.name.startswith("nll_loss") or ignore < 0 or label is None:
+            return first
+        algebra, ledger = self.tracer.algebra, self.tracer.ledger
+        own = algebra.keep(ledger.read(label), self.index == ignore)
+        possible = None if first.possible is None else algebra.join(first.possible, own)
+        return first._replace(support=algebra.join(first.support, own), possible=possible)
 
     def _carriers(self) -> list[tuple[Tensor, Shadow]]:
         """The inputs that are readouts."""
@@ -258,7 +290,8 @@ class Step:
         assert self.index is not None
         own = self.shadows[id(self.index)]
         support, possible = (
-            algebra.join(rules.loss.rows(self.call(plane)), _bare(own, plane)) for plane in ("support", "possible")
+            algebra.join(rules.loss.rows(self.call(plane)), _bare(own, plane))
+            for plane in ("support", "possible")
         )
         return Shadow(support, None if possible is support else possible, target=numbers)
 
@@ -288,7 +321,8 @@ class Step:
         possible = None
         if any([s.possible is not None for s in self.shadows.values()]):
             possible = algebra.join(
-                *[_bare(s, "possible") for _, s in carriers], *[ledger.depends(s, "possible") for s in shadows]
+                *[_bare(s, "possible") for _, s in carriers],
+                *[ledger.depends(s, "possible") for s in shadows],
             )
         if self.op.name == "mul":  # a weight of exactly 0 takes the position out of the score
             weight = rest[0] if rest else self.bound.get("other")

@@ -42,7 +42,9 @@ class Streams:
         check_tokens(tokens)
         stream = Stream(name, self.size, tokens.numel())
         if stream.offset + stream.size > MAX_POSITIONS:
-            raise ValueError(f"more than {MAX_POSITIONS:,} labels in one watch; watch a part of the stream at a time")
+            raise ValueError(
+                f"more than {MAX_POSITIONS:,} labels in one watch; watch a part of the stream at a time"
+            )
         self.streams.append(stream)
         return stream
 
@@ -78,7 +80,11 @@ def named(tokens: object) -> list[tuple[str, Tensor]]:
     if isinstance(tokens, Mapping):
         items: Iterable[tuple[str, object]] = [(str(k), v) for k, v in tokens.items()]
     elif isinstance(tokens, (list, tuple)) and all(isinstance(t, Tensor) for t in tokens):
-        items = [(f"labels[{i}]", t) for i, t in enumerate(tokens)] if len(tokens) != 1 else [("labels", tokens[0])]
+        items = (
+            [(f"labels[{i}]", t) for i, t in enumerate(tokens)]
+            if len(tokens) != 1
+            else [("labels", tokens[0])]
+        )
     else:
         items = [("labels", tokens)]
     out: list[tuple[str, Tensor]] = []

@@ -80,7 +80,9 @@ class Tracer(TorchDispatchMode):
 
     # -- one operation --------------------------------------------------------------------------------
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
         kwargs = kwargs or {}
         op = self._ops.get(id(func))  # overloads live as long as torch does
         if op is None:
@@ -130,14 +132,23 @@ class Tracer(TorchDispatchMode):
 
     def _shared(self, inputs: list[Tensor], touched: list[Tensor], args: tuple[Any, ...]) -> Shadow | None:
         """The one shadow of all operands of an element-wise op: its result has the same."""
-        if len(inputs) != len(touched) or len(inputs) != len(args) and 0 in [a for a in args if type(a) in _NUMBERS]:
+        if (
+            len(inputs) != len(touched)
+            or len(inputs) != len(args)
+            and 0 in [a for a in args if type(a) in _NUMBERS]
+        ):
             return None
         first, shape = self.memory.read(touched[0]), touched[0].shape
         if first is None or not first.plain or first.possible is not None or self._backward:
             return None
         for t in touched[1:]:
             other = self.memory.read(t)
-            if t.shape != shape or other is None or other.support is not first.support or other[1:] != first[1:]:
+            if (
+                t.shape != shape
+                or other is None
+                or other.support is not first.support
+                or other[1:] != first[1:]
+            ):
                 return None
         return first
 
@@ -152,7 +163,9 @@ class Tracer(TorchDispatchMode):
         """Rules of in-place ops run first, while the old values can still be looked at."""
         written = [t for name in op.written for t in tensors(bound.get(name))]
         early = op.written[0] == "self"
-        bound = {name: value for name, value in bound.items() if name not in op.outs}  # what they held is lost
+        bound = {
+            name: value for name, value in bound.items() if name not in op.outs
+        }  # what they held is lost
         if early:
             after = self._step(op, bound, None, written)
         out = func(*args, **kwargs)
@@ -170,7 +183,9 @@ class Tracer(TorchDispatchMode):
     def _step(self, op: Op, bound: dict[str, Any], out: Any, outs: list[Tensor]) -> After:
         """Supports of the results, and what happened to readouts on the way; foreach ops one by one."""
         if not op.foreach:
-            return Step(self, op, bound, out if out is not None else outs[0] if len(outs) == 1 else outs, outs).after()
+            return Step(
+                self, op, bound, out if out is not None else outs[0] if len(outs) == 1 else outs, outs
+            ).after()
         after = After()
         for i, t in enumerate(outs):
             step = Step(self, op, _element(bound, len(outs), i), t, [t]).after()
@@ -212,7 +227,11 @@ class Tracer(TorchDispatchMode):
         out = func(*args, **kwargs)
         flat, _ = torch.utils._pytree.tree_flatten((args, kwargs))
         cells = self.algebra.join(
-            *[self.algebra.everything(self.ledger.depends(self.memory.read(t), "possible")) for t in flat if isinstance(t, Tensor)]
+            *[
+                self.algebra.everything(self.ledger.depends(self.memory.read(t), "possible"))
+                for t in flat
+                if isinstance(t, Tensor)
+            ]
         )
         if cells is not None:
             self._op_name = str(func)

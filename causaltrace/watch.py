@@ -85,7 +85,9 @@ class Watch:
     def _add(self, name: str, tensor: Tensor) -> Stream:
         stream = self.streams.add(name, tensor)
         self._tracer.ledger.grow(self.streams.size)
-        self._place(tensor, torch.arange(tensor.numel(), device=tensor.device).view(tensor.shape) + stream.offset)
+        self._place(
+            tensor, torch.arange(tensor.numel(), device=tensor.device).view(tensor.shape) + stream.offset
+        )
         return stream
 
     def _place(self, tensor: Tensor, positions: Tensor) -> None:
@@ -95,7 +97,11 @@ class Watch:
 
     def _documents(self, starts: Tensor) -> None:
         size = self.streams.size
-        if starts.dtype.is_floating_point or starts.numel() and not bool(((starts >= 0) & (starts < size)).all()):
+        if (
+            starts.dtype.is_floating_point
+            or starts.numel()
+            and not bool(((starts >= 0) & (starts < size)).all())
+        ):
             raise ValueError(f"documents must be start positions between 0 and {size - 1}")
         self._tracer.ledger.is_scored[starts.long().flatten()] = True
 
@@ -108,7 +114,9 @@ class Watch:
                 if known is not None and known.size == t.numel():
                     positions = torch.arange(t.numel(), device=t.device).view(t.shape)
                 elif known is not None:
-                    raise ValueError(f"stream {stream!r} exists with {known.size} labels; give positions=, or another name")
+                    raise ValueError(
+                        f"stream {stream!r} exists with {known.size} labels; give positions=, or another name"
+                    )
                 else:
                     self._finder.stop()
                     self._add(stream, t)
@@ -117,7 +125,9 @@ class Watch:
                 raise ValueError(f"no stream {stream!r} to place positions in; label its whole tensor first")
             where = torch.as_tensor(positions, device=t.device).expand(t.shape)
             if where.numel() and not bool(((where >= -1) & (where < known.size)).all()):
-                raise ValueError(f"positions must lie in stream {stream!r} of {known.size} labels (-1: no label)")
+                raise ValueError(
+                    f"positions must lie in stream {stream!r} of {known.size} labels (-1: no label)"
+                )
             self._place(t, torch.where(where >= 0, where + known.offset, -1))
         return t
 
@@ -135,13 +145,19 @@ class Watch:
             target = shadow.target
             if targets is not None:
                 if targets.shape != nll.shape:
-                    raise ValueError(f"targets have shape {tuple(targets.shape)}, nll {tuple(nll.shape)}; they must match")
+                    raise ValueError(
+                        f"targets have shape {tuple(targets.shape)}, nll {tuple(nll.shape)}; they must match"
+                    )
                 labels = memory.read(targets)
                 if labels is None or labels.label is None:
-                    raise ValueError("targets are not labels of the watched tokens: slice them from those inside the block")
+                    raise ValueError(
+                        "targets are not labels of the watched tokens: slice them from those inside the block"
+                    )
                 target = ledger.new_readouts(labels.label) if target is None else target
             if target is None:
-                raise ValueError("nll was not read out at labels in this watch; pass targets= sliced from the watched tokens")
+                raise ValueError(
+                    "nll was not read out at labels in this watch; pass targets= sliced from the watched tokens"
+                )
             if not self._judge.explicit:
                 self._judge.explicit = True
                 self._judge.findings.clear()
@@ -153,8 +169,12 @@ class Watch:
                 last = distribution.ndim - 1
                 algebra = self._tracer.algebra
                 support = algebra.join(support, algebra.reduce(ledger.depends(row), [last], keepdim=False))
-                possible = algebra.join(possible, algebra.reduce(ledger.depends(row, "possible"), [last], keepdim=False))
-            event = ledger.event(shadow._replace(support=support, possible=possible, target=target), self._tracer.site("score"))
+                possible = algebra.join(
+                    possible, algebra.reduce(ledger.depends(row, "possible"), [last], keepdim=False)
+                )
+            event = ledger.event(
+                shadow._replace(support=support, possible=possible, target=target), self._tracer.site("score")
+            )
             if event is not None:
                 self._judge.score(event)
         return nll
@@ -171,7 +191,9 @@ class Watch:
         global _current
         with _lock:
             if _current is not None:
-                raise RuntimeError("a causaltrace watch is open already; watches do not nest. Watch the outer block only")
+                raise RuntimeError(
+                    "a causaltrace watch is open already; watches do not nest. Watch the outer block only"
+                )
             if self._report is not None:
                 raise RuntimeError("this watch is over; make a new one")
             _current = self

@@ -157,7 +157,11 @@ def reported(
     parts = []
     for t in leaves(out):
         cells = trace.ledger.depends(trace.memory.read(t), "possible" if opaque else "support")
-        value = torch.full((1,) * t.ndim, -1) if cells is None else trace.algebra.lattice.position(cells.data[..., 0])
+        value = (
+            torch.full((1,) * t.ndim, -1)
+            if cells is None
+            else trace.algebra.lattice.position(cells.data[..., 0])
+        )
         value = value.expand(t.shape)
         parts.append((torch.stack((value, value), -1) if t.is_complex() else value).reshape(-1))
     return torch.cat(parts).long()
@@ -199,7 +203,9 @@ class Truth:
                 for value in self.values(i, float(t.reshape(-1)[e]), rng):
                     changed = t.clone().contiguous()
                     changed.view(-1)[e] = value
-                    hit |= differs(self.at([changed if j == i else s for j, s in enumerate(self.inputs)]), self.base)
+                    hit |= differs(
+                        self.at([changed if j == i else s for j, s in enumerate(self.inputs)]), self.base
+                    )
                 columns.append(hit)
         return torch.stack(columns, 1)
 
@@ -244,15 +250,21 @@ def check(
         column = torch.cat([p.reshape(-1) for p in labels])
         wanted = torch.where(single, column, -1).amax(1)
         missed = torch.nonzero(got < wanted)[:, 0].tolist()
-        assert not missed, f"numbering {kind}: outputs {missed} report {got[missed]}, depend on {wanted[missed]}"
+        assert not missed, (
+            f"numbering {kind}: outputs {missed} report {got[missed]}, depend on {wanted[missed]}"
+        )
         if exact and kind < 4:
             more = torch.nonzero(got > wanted)[:, 0].tolist()
-            assert not more, f"numbering {kind}: outputs {more} report {got[more]}, depend on {wanted[more]} only"
+            assert not more, (
+                f"numbering {kind}: outputs {more} report {got[more]}, depend on {wanted[more]} only"
+            )
         for p in sorted({rng.choice(got.tolist()) for _ in range(4)}):
             for _ in range(3):
                 changed = truth.together([label > p for label in labels], rng)
                 lost = torch.nonzero(changed & (got <= p))[:, 0].tolist()
-                assert not lost, f"numbering {kind}: outputs {lost} change with labels above {p}, report {got[lost]}"
+                assert not lost, (
+                    f"numbering {kind}: outputs {lost} change with labels above {p}, report {got[lost]}"
+                )
 
 
 def grads(fn: Fn, wrt: Sequence[int] = (0,), seeded: bool = True) -> Fn:

@@ -63,7 +63,9 @@ def test_views_and_writes(seed: int) -> None:
         assert torch.equal(view_of(data, geometry(x), geometry(view)).expand(*view.shape, 2), flat[where])
         if where.unique().numel() == where.numel():
             writes += 1
-            value = torch.randint(1000, 2000, (*[n if rng.random() < 0.6 else 1 for n in view.shape], 2)).int()
+            value = torch.randint(
+                1000, 2000, (*[n if rng.random() < 0.6 else 1 for n in view.shape], 2)
+            ).int()
             after = assign(data, geometry(x), geometry(view), value).expand(*x.shape, 2)
             flat[where.flatten()] = value.expand(*view.shape, 2).reshape(-1, 2)
             assert torch.equal(after, flat[addresses(x)])

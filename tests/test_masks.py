@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -221,12 +221,11 @@ def test_a_mask_that_hides_the_future_is_clean(name: str, depth: int, dtype: tor
     assert not check(scoring(model(LEGAL[name], depth, dtype)), stream()).violating
 
 
-@pytest.mark.parametrize("depth", [1, 2])
 @pytest.mark.parametrize("name", LEAKING)
-def test_a_mask_that_lets_the_future_through_is_not(name: str, depth: int, dtype: torch.dtype) -> None:
-    run = scoring(model(LEAKING[name], depth, dtype))
+def test_a_mask_that_lets_the_future_through_is_not(name: str, dtype: torch.dtype) -> None:
+    run = scoring(model(LEAKING[name], 2, dtype))
     others = [
-        scoring(model(LEAKING[name], depth, torch.float64, sharp, seed=seed))
+        scoring(model(LEAKING[name], 2, torch.float64, sharp, seed=seed))
         for seed in range(30)
         for sharp in (300.0, 1.0)
     ]
@@ -246,7 +245,7 @@ PADDED = FUTURE.clone()
 PADDED[:, :2] = True  # rows 0 and 1 see nothing
 
 FULLY_MASKED: dict[str, Attend] = {
-    "finfo_min": sdpa(lambda q: torch.zeros_like(PADDED, dtype=q.dtype).masked_fill(PADDED, torch.finfo(q.dtype).min)),
+    "finfo_min": sdpa(lambda q: additive(torch.finfo(q.dtype).min, PADDED)(q)),
     "minus_1e9": sdpa(additive(-1e9, PADDED)),
     "two_masks_added": sdpa(lambda q: additive(-1e9)(q) + additive(-1e9, PADDED & ~FUTURE)(q)),
     "math_finfo_min": backend(SDPBackend.MATH, sdpa(additive(-1e9, PADDED))),
@@ -264,9 +263,9 @@ def test_a_row_without_keys_is_uniform_over_all_of_them(name: str, depth: int, d
     assert check(run, stream(), *exact).violating == {1, 2}
 
 
-@pytest.mark.parametrize("attend", [sdpa(~PADDED), sdpa(additive(-math.inf, PADDED))], ids=["bool", "minus_inf"])
-def test_a_row_without_keys_at_minus_infinity_depends_on_none(attend: Attend, dtype: torch.dtype) -> None:
-    run = scoring(model(attend, 1, dtype))
+@pytest.mark.parametrize("mask", [~PADDED, additive(-math.inf, PADDED)], ids=["bool", "minus_inf"])
+def test_a_row_without_keys_at_minus_infinity_depends_on_none(mask: Any, dtype: torch.dtype) -> None:
+    run = scoring(model(sdpa(mask), 1, dtype))
     assert not flips(run, stream()).violating
     assert watched(run, stream()).report.status == "clean"
 
@@ -284,9 +283,9 @@ def test_grouped_queries(kind: str, dtype: torch.dtype) -> None:
     assert bool(check(run, stream()).violating) == (kind == "no_mask")
 
 
-def adapting(attend: Attend, dtype: torch.dtype, fitted: int, depth: int = 2, seed: int = 0, rate: float = 0.5) -> Eval:
-    """Score positions up to ``SPLIT``, fit a delta on the first ``fitted`` of the stream, score the others."""
-    net = model(attend, depth, dtype, seed=seed)
+def adapting(attend: Attend, dtype: torch.dtype, fitted: int, seed: int = 0, rate: float = 0.5) -> Eval:
+    """Score the first ``SPLIT`` positions, fit a delta on the first ``fitted``, score the others."""
+    net = model(attend, 2, dtype, seed=seed)
 
     def run(tokens: Tensor) -> tuple[Tensor, Tensor]:
         inputs, targets = tokens[:-1], tokens[1:]
@@ -316,7 +315,8 @@ def test_a_fit_on_what_was_scored_is_clean(name: str, dtype: torch.dtype) -> Non
 @pytest.mark.parametrize("name", LEGAL)
 def test_a_fit_on_everything_reaches_every_later_score(name: str, dtype: torch.dtype) -> None:
     run = adapting(LEGAL[name], dtype, LENGTH)
-    truth = check(run, stream(), *(adapting(LEGAL[name], torch.float64, LENGTH, seed=seed) for seed in range(3)))
+    exact = [adapting(LEGAL[name], torch.float64, LENGTH, seed=seed) for seed in range(3)]
+    truth = check(run, stream(), *exact)
     assert truth.violating == set(range(SPLIT + 1, LENGTH + 1))
 
 
@@ -365,28 +365,39 @@ class Wrapped(nn.Module):
         return self.call(self.layer, x)
 
 
-def stack(make: Callable[[], nn.Module], call: Callable[..., Tensor], dtype: torch.dtype, depth: int = 2) -> Model:
+def stack(make: Callable[[], nn.Module], call: Callable[..., Tensor], depth: int = 2) -> Model:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
-        return Model([Wrapped(make(), call) for _ in range(depth)]).to(dtype)
+        return Model([Wrapped(make(), call) for _ in range(depth)])
 
 
-#: How to run: gradients on, training mode, fast path.
-MODES: dict[str, tuple[Callable[[], Any], bool, bool]] = {
-    "no_grad": (torch.no_grad, False, True),
-    "inference_mode": (torch.inference_mode, False, True),
-    "grad": (torch.enable_grad, False, True),
-    "slow_path": (torch.no_grad, False, False),
-    "train": (torch.no_grad, True, True),
+class Mode(NamedTuple):
+    """How to run a model."""
+
+    context: Callable[[], Any]
+    training: bool
+    fast: bool
+    dtype: torch.dtype
+
+    def scoring(self, net: nn.Module) -> Eval:
+        return scoring(net.train(self.training).to(self.dtype), self.context)
+
+
+MODES = {
+    "no_grad": Mode(torch.no_grad, False, True, torch.float32),
+    "no_grad_bfloat16": Mode(torch.no_grad, False, True, torch.bfloat16),
+    "inference_mode": Mode(torch.inference_mode, False, True, torch.float32),
+    "grad": Mode(torch.enable_grad, False, True, torch.float32),
+    "slow_path": Mode(torch.no_grad, False, False, torch.float32),
+    "train_bfloat16": Mode(torch.no_grad, True, True, torch.bfloat16),
 }
 
 
 @pytest.fixture(params=MODES)
-def mode(request: pytest.FixtureRequest) -> Iterator[Callable[[nn.Module], Eval]]:
-    context, training, fast = MODES[request.param]
+def mode(request: pytest.FixtureRequest) -> Iterator[Mode]:
     before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(fast)
-    yield lambda net: scoring(net.train(training), context)
+    torch.backends.mha.set_fastpath_enabled(MODES[request.param].fast)
+    yield MODES[request.param]
     torch.backends.mha.set_fastpath_enabled(before)
 
 
@@ -408,44 +419,43 @@ def encoder_layer(norm_first: bool = False, batch_first: bool = True) -> nn.Modu
     )
 
 
-@pytest.mark.parametrize("norm_first", [False, True], ids=["post_norm", "pre_norm"])
 @pytest.mark.parametrize("mask", MASKS)
-def test_encoder_layers(mask: str, norm_first: bool, mode: Any, dtype: torch.dtype) -> None:
+def test_encoder_layers(mask: str, mode: Mode) -> None:
     def call(layer: nn.Module, x: Tensor) -> Tensor:
         given = MASKS[mask](x)
         if "mask" in given:
             given["src_mask"] = given.pop("mask")
         return layer(x, **given)
 
-    run = mode(stack(lambda: encoder_layer(norm_first), call, dtype))
+    run = mode.scoring(stack(lambda: encoder_layer(norm_first=mask != "bool"), call))
     assert bool(check(run, stream()).violating) == (mask == "none")
 
 
 @pytest.mark.parametrize("mask", MASKS)
-def test_encoders(mask: str, mode: Any, dtype: torch.dtype) -> None:
+def test_encoders(mask: str, mode: Mode) -> None:
     def make() -> nn.Module:
         return nn.TransformerEncoder(encoder_layer(), 2, enable_nested_tensor=False)
 
-    run = mode(stack(make, lambda layer, x: layer(x, **MASKS[mask](x)), dtype, depth=1))
+    run = mode.scoring(stack(make, lambda layer, x: layer(x, **MASKS[mask](x)), depth=1))
     assert bool(check(run, stream()).violating) == (mask == "none")
 
 
 @pytest.mark.parametrize("mask", ["bool", "none"])
-def test_encoder_layers_with_the_sequence_first(mask: str, mode: Any, dtype: torch.dtype) -> None:
+def test_encoder_layers_with_the_sequence_first(mask: str, mode: Mode) -> None:
     def call(layer: nn.Module, x: Tensor) -> Tensor:
         return layer(x.transpose(0, 1), src_mask=FUTURE if mask == "bool" else None).transpose(0, 1)
 
-    run = mode(stack(lambda: encoder_layer(batch_first=False), call, dtype))
+    run = mode.scoring(stack(lambda: encoder_layer(batch_first=False), call))
     assert bool(check(run, stream()).violating) == (mask == "none")
 
 
-def test_the_fast_path_hides_whatever_is_not_zero(mode: Any) -> None:
+def test_the_fast_path_hides_whatever_is_not_zero(mode: Mode) -> None:
     """A float mask of -100 becomes a bool mask in the fused layer, and stays a leak in the others."""
 
     def call(layer: nn.Module, x: Tensor) -> Tensor:
         return layer(x * 40, src_mask=additive(-100.0)(x))
 
-    run = mode(stack(lambda: encoder_layer(), call, torch.float32, depth=1))
+    run = mode.scoring(stack(lambda: encoder_layer(), call, depth=1))
     found, truth = watched(run, stream()), flips(run, stream())
     assert truth.violating <= found.seen.violating
     fused = torch.backends.mha.get_fastpath_enabled() and not truth.violating
@@ -455,7 +465,7 @@ def test_the_fast_path_hides_whatever_is_not_zero(mode: Any) -> None:
 @pytest.mark.parametrize("weights", [False, True], ids=["fused", "weights"])
 @pytest.mark.parametrize("batch_first", [False, True], ids=["sequence_first", "batch_first"])
 @pytest.mark.parametrize("mask", MASKS)
-def test_multi_head_attention(mask: str, batch_first: bool, weights: bool, mode: Any, dtype: torch.dtype) -> None:
+def test_multi_head_attention(mask: str, batch_first: bool, weights: bool, mode: Mode) -> None:
     def call(layer: nn.Module, x: Tensor) -> Tensor:
         given = MASKS[mask](x)
         if "mask" in given:
@@ -465,4 +475,53 @@ def test_multi_head_attention(mask: str, batch_first: bool, weights: bool, mode:
         return x + (out if batch_first else out.transpose(0, 1))
 
     make = lambda: nn.MultiheadAttention(DIM, HEADS, batch_first=batch_first)  # noqa: E731
-    assert bool(check(mode(stack(make, call, dtype)), stream()).violating) == (mask == "none")
+    assert bool(check(mode.scoring(stack(make, call)), stream()).violating) == (mask == "none")
+
+
+PAD = 0
+
+
+@pytest.mark.parametrize("kind", ["encoder_layer", "attention", "weights", "sdpa"])
+def test_a_padding_mask_made_of_labels(kind: str, mode: Mode) -> None:
+    """Whether a key is padding depends on its label, which only later rows may see."""
+
+    class Padded(Model):
+        def forward(self, ids: Tensor, delta: Tensor | float = 0.0) -> Tensor:
+            padding = ids[None] == PAD
+            x = self.embedding(ids)[None]
+            layer = self.layers[0]
+            if kind == "encoder_layer":
+                x = layer(x, src_mask=FUTURE, src_key_padding_mask=padding)
+            elif kind == "sdpa":
+                seen = PAST & ~padding[:, None, None]
+                x = x + F.scaled_dot_product_attention(x[:, None], x[:, None], x[:, None], seen)[:, 0]
+            else:
+                x = layer(
+                    x, x, x, attn_mask=FUTURE, key_padding_mask=padding, need_weights=kind == "weights"
+                )[0]
+            return self.head(x)[0]
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        attention = nn.MultiheadAttention(DIM, HEADS, batch_first=True)
+        net = Padded([encoder_layer() if kind == "encoder_layer" else attention])
+    tokens = stream()
+    tokens[3] = PAD
+    assert not check(mode.scoring(net), tokens).violating
+
+
+@pytest.mark.xfail(reason="nested tensors have no geometry", raises=RuntimeError, strict=True)
+def test_nested_tensors_are_never_wrong() -> None:
+    """TransformerEncoder packs padded batches into nested tensors on its fast path."""
+
+    def call(layer: nn.Module, x: Tensor) -> Tensor:
+        padding = torch.zeros(1, LENGTH, dtype=torch.bool)
+        padding[:, -1] = True
+        return F.pad(layer(x, src_key_padding_mask=padding), (0, 0, 0, 1))[:, :LENGTH]
+
+    def make() -> nn.Module:
+        return nn.TransformerEncoder(encoder_layer(), 1)
+
+    run = scoring(stack(make, call, depth=1).eval())
+    assert flips(run, stream()).violating
+    assert watched(run, stream()).report.status in ("violation", "unverified")

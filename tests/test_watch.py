@@ -352,3 +352,16 @@ def test_violation_error_carries_the_report() -> None:
     assert targets(trace, "CT002") == set(range(1, len(tokens)))
     with pytest.raises(causaltrace.ViolationError, match="CT002"):
         trace.raise_if_violation()
+
+
+def test_label_that_is_the_ignored_class_is_not_lost() -> None:
+    tokens = stream()
+    with causaltrace.watch(tokens) as trace, torch.no_grad():
+        values = F.cross_entropy(
+            Toy()(tokens[:-1]), tokens[1:], ignore_index=int(tokens[12]), reduction="none"
+        )
+        bias = (
+            values[tokens[1:] == tokens[12]][-1:].detach() * 0.5 + values[10:12].max()
+        )  # 0 because of a label
+        trace.score(F.cross_entropy(Toy()(tokens[:5]) + bias, tokens[1:6], reduction="none"))
+    assert targets(trace) == set(range(1, 6))

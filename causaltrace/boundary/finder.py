@@ -62,7 +62,12 @@ class Finder:
     def _candidate(self, t: Tensor) -> None:
         storage = storage_of(t)
         ref = self._inside.get(id(storage))
-        if id(storage_of(t)) in self._tracer.memory.entries or ref is not None and ref() is storage or _is_buffer(storage):
+        if (
+            id(storage_of(t)) in self._tracer.memory.entries
+            or ref is not None
+            and ref() is storage
+            or _is_buffer(storage)
+        ):
             return
         with torch.inference_mode(False), _disable_current_modes():
             whole = t if t._base is None else t._base

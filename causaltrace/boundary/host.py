@@ -119,4 +119,3 @@ def _inside(data: Any) -> list[Tensor]:
             out += _inside(item)
         return out
     return []
-

@@ -24,7 +24,11 @@ Index = tuple[int, ...]
 
 def clip(index: Index, dims: tuple[int, ...]) -> Index:
     """An element's index in a compressed support (dims aligned from the right)."""
-    index = index[len(index) - len(dims) :] if len(index) >= len(dims) else (0,) * (len(dims) - len(index)) + index
+    index = (
+        index[len(index) - len(dims) :]
+        if len(index) >= len(dims)
+        else (0,) * (len(dims) - len(index)) + index
+    )
     return tuple(0 if n == 1 else i for i, n in zip(index, dims, strict=True))
 
 
@@ -86,7 +90,11 @@ def path(cells: Cells, index: Index, position: int, score: Site) -> tuple[Hop, .
             if not hops or hops[-1].site != hop.site:
                 hops.append(hop)
         step = before[(id(here), at)]
-    if hops and (hops[-1].site.file, hops[-1].site.line, hops[-1].site.op) == (score.file, score.line, score.op):
+    if hops and (hops[-1].site.file, hops[-1].site.line, hops[-1].site.op) == (
+        score.file,
+        score.line,
+        score.op,
+    ):
         hops.pop()
     hops.append(Hop(score, f"[{', '.join(map(str, index))}]"))
     return tuple(hops)

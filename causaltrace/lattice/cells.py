@@ -21,6 +21,8 @@ from causaltrace.site import Site
 MEMO_ENTRIES = 256
 HISTORY_BYTES = 256 << 20
 HISTORY_ENTRIES = 20_000
+#: Forward and backward passes that a path can be followed through: flat memory, however long the eval.
+HISTORY_PASSES = 32
 #: Numbers that are looked through for dims that need not be kept apart.
 COMPRESS_LIMIT = 1 << 16
 
@@ -65,8 +67,9 @@ class Algebra:
         self.lattice = Horizon()
         self._site = site
         self._memo: OrderedDict[tuple[object, ...], tuple[Cells | None, tuple[Cells, ...]]] = OrderedDict()
-        self._history: deque[tuple[weakref.ref[Cells], int]] = deque()
-        self._history_bytes = 0
+        self._history: deque[tuple[weakref.ref[Cells], int, int]] = deque()
+        self._passes = 0
+        self.history_bytes = 0  #: what the remembered supports hold at most
         self._interned: weakref.WeakValueDictionary[object, Cells] = weakref.WeakValueDictionary()
 
     # -- making ---------------------------------------------------------------------------------------
@@ -91,15 +94,19 @@ class Algebra:
         return cells
 
     def _remember(self, cells: Cells, size: int) -> None:
-        self._history.append((weakref.ref(cells), size))
-        self._history_bytes += size
-        while self._history_bytes > HISTORY_BYTES or len(self._history) > HISTORY_ENTRIES:
-            old, size = self._history.popleft()
-            self._history_bytes -= size
+        history = self._history
+        history.append((weakref.ref(cells), size, self._passes))
+        self.history_bytes += size
+        oldest = self._passes - HISTORY_PASSES
+        while self.history_bytes > HISTORY_BYTES or len(history) > HISTORY_ENTRIES or history[0][2] < oldest:
+            old, size, _ = history.popleft()
+            self.history_bytes -= size
             if (value := old()) is not None:
                 value.origin = None
 
-    def _cached(self, key: tuple[object, ...], made: Callable[[], Cells | None], *parents: Cells) -> Cells | None:
+    def _cached(
+        self, key: tuple[object, ...], made: Callable[[], Cells | None], *parents: Cells
+    ) -> Cells | None:
         """Results by identity of the parents, which the entry keeps alive so that no id is reused."""
         hit = self._memo.get(key)
         if hit is not None:
@@ -111,8 +118,9 @@ class Algebra:
         return result
 
     def forget(self) -> None:
-        """Share no results across this point, so that a path names the lines of its own pass."""
+        """A new pass: share no results across this point, so that a path names the lines of its own pass."""
         self._memo.clear()
+        self._passes += 1
 
     # -- lattice operations ---------------------------------------------------------------------------
 

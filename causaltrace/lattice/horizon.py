@@ -51,9 +51,7 @@ class Horizon:
         batch = torch.broadcast_shapes(mask.shape[:-2], keys.shape[:-3])
         cost = max(1, batch.numel()) * mask.shape[-1] * self.width
         step = max(1, CONTRACT_BLOCK // max(1, cost))
-        blocks = [
-            torch.where(rows.unsqueeze(-1), keys, -1).amax(-2) for rows in mask.split(step, dim=-2)
-        ]
+        blocks = [torch.where(rows.unsqueeze(-1), keys, -1).amax(-2) for rows in mask.split(step, dim=-2)]
         return torch.cat(blocks, dim=-2).unsqueeze(-2)
 
     def indirect(self, x: Tensor) -> Tensor:

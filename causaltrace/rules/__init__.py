@@ -49,12 +49,14 @@ def _rows(kind: str, fn: Callable[[OpCall], Result], names: str) -> dict[str, Ru
 
 TABLE: dict[str, Rule] = {
     # -- views: the same storage, read through another geometry; shadow memory does the rest
-    **_rows(VIEW, fallback.nothing, "_unsafe_view _reshape_alias lift lift_fresh detach alias record_stream set set_data resize "
-            "t transpose squeeze unsqueeze swapaxes swapdims as_strided resize_as"),
+    **_rows(VIEW, fallback.nothing, "_unsafe_view _reshape_alias lift lift_fresh detach alias "
+            "record_stream set set_data resize t transpose squeeze unsqueeze swapaxes swapdims as_strided "
+            "resize_as"),
     # -- out depends on no value
-    **_rows(FREE, fallback.nothing, "zeros_like ones_like empty_like full_like rand_like randn_like randint_like "
-            "new_zeros new_ones new_empty new_full new_empty_strided empty_strided empty empty_permuted "
-            "_assert_async _assert_tensor_metadata _linalg_check_errors zero uniform exponential cauchy geometric log_normal random random_from random_to "
+    **_rows(FREE, fallback.nothing, "zeros_like ones_like empty_like full_like rand_like randn_like "
+            "randint_like new_zeros new_ones new_empty new_full new_empty_strided empty_strided empty "
+            "empty_permuted _assert_async _assert_tensor_metadata _linalg_check_errors zero uniform "
+            "exponential cauchy geometric log_normal random random_from random_to "
             "_record_function_enter_new _record_function_exit sym_size sym_numel sym_stride is_pinned "
             "_has_compatible_shallow_copy_type is_same_size"),
     # -- movement: S(out) = S of the element that moved (| S(condition or index))
@@ -66,11 +68,12 @@ TABLE: dict[str, Rule] = {
     **_rows(MOVE, move.roll, "roll"),
     **_rows(MOVE, move.repeat, "repeat"),
     **_rows(MOVE, move.pad, "constant_pad_nd"),
-    **_rows(MOVE, move.rearranged, "rot90 diag_embed diagonal_copy pixel_shuffle pixel_unshuffle channel_shuffle "
-            "reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d replication_pad3d "
-            "unsafe_split unsafe_split_with_sizes split_copy split_with_sizes_copy unbind_copy select_copy slice_copy "
-            "narrow_copy permute_copy transpose_copy t_copy view_copy expand_copy squeeze_copy unsqueeze_copy "
-            "unfold_copy alias_copy detach_copy _reshape_copy im2col"),
+    **_rows(MOVE, move.rearranged, "rot90 diag_embed diagonal_copy pixel_shuffle pixel_unshuffle "
+            "channel_shuffle reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d "
+            "replication_pad2d replication_pad3d unsafe_split unsafe_split_with_sizes split_copy "
+            "split_with_sizes_copy unbind_copy select_copy slice_copy narrow_copy permute_copy "
+            "transpose_copy t_copy view_copy expand_copy squeeze_copy unsqueeze_copy unfold_copy "
+            "alias_copy detach_copy _reshape_copy im2col"),
     **_rows(MOVE, move.block_diag, "block_diag"),
     **_rows(LEAVE, move.unfold_backward, "unfold_backward"),
     **_rows(MOVE, move.where, "where"),
@@ -97,17 +100,19 @@ TABLE: dict[str, Rule] = {
     **_rows(LEAVE, scatter.embedding_backward, "embedding_dense_backward"),
     **_rows(LEAVE, index.nonzero, "nonzero _unique2 unique_dim unique_consecutive unique_dim_consecutive"),
     # -- element by element: S(out) = union of S(operands); an exact 0 cuts its partner
-    **_rows(POINT, pointwise.mul, "mul"),
+    **_rows(POINT, pointwise.mul, "mul bitwise_and logical_and __and__"),
+    **_rows(POINT, pointwise.either, "bitwise_or logical_or __or__"),
     **_rows(POINT, pointwise.add, "add"),
     **_rows(POINT, pointwise.pow_, "pow"),
     **_rows(POINT, pointwise.addcmul, "addcmul"),
     **_rows(POINT, pointwise.fill, "fill"),
     **_rows(POINT, pointwise.div, "div"),
     **_rows(POINT, pointwise.join, "sub rsub lerp addcdiv maximum minimum dropout native_dropout "
-            "masked_scale real imag complex polar _to_cpu nan_to_num clamp hardtanh threshold "
-            "prelu _prelu_kernel rrelu_with_noise native_dropout_backward_mask hardswish hardsigmoid celu softshrink "
-            "hardshrink floor_divide gcd lcm heaviside binary_cross_entropy_with_logits_backward _add_relu "
-            "_standard_gamma_grad gelu softplus mish xlogy isinf"),
+            "masked_scale real imag complex polar _to_cpu nan_to_num clamp hardtanh threshold prelu "
+            "_prelu_kernel rrelu_with_noise native_dropout_backward_mask hardswish hardsigmoid celu "
+            "softshrink hardshrink floor_divide gcd lcm heaviside "
+            "binary_cross_entropy_with_logits_backward _add_relu _standard_gamma_grad gelu softplus mish "
+            "xlogy isinf"),
     **_rows(POINT, pointwise.each, "log_sigmoid_forward"),
     **_rows(POINT, pointwise.sampled, "normal bernoulli"),
     **_rows(LEAVE, pointwise.glu, "glu"),
@@ -115,8 +120,9 @@ TABLE: dict[str, Rule] = {
     **_rows(POINT, pointwise.grad_of, "gelu_backward silu_backward sigmoid_backward tanh_backward "
             "threshold_backward leaky_relu_backward elu_backward softplus_backward hardswish_backward "
             "hardsigmoid_backward hardtanh_backward mish_backward logit_backward log_sigmoid_backward "
-            "native_dropout_backward softshrink_backward hardshrink_backward mse_loss_backward smooth_l1_loss_backward "
-            "huber_loss_backward binary_cross_entropy_backward soft_margin_loss_backward rrelu_with_noise_backward"),
+            "native_dropout_backward softshrink_backward hardshrink_backward mse_loss_backward "
+            "smooth_l1_loss_backward huber_loss_backward binary_cross_entropy_backward "
+            "soft_margin_loss_backward rrelu_with_noise_backward"),
     # -- reductions: S(out) = union over the reduced dims
     **_rows(LEAVE, reduce.over, "sum mean nansum prod amax amin any all logsumexp argmax argmin std var "
             "linalg_vector_norm norm count_nonzero trace"),
@@ -131,16 +137,19 @@ TABLE: dict[str, Rule] = {
     **_rows(LEAVE, reduce.whole, "histc dist allclose"),
     **_rows(LEAVE, reduce.rows, "multinomial"),
     **_rows(LEAVE, reduce.searched, "searchsorted bucketize isin"),
-    **_rows(LEAVE, reduce.matrices, "linalg_qr linalg_cholesky cholesky _linalg_svd linalg_inv_ex linalg_cholesky_ex "
-            "_linalg_eigh linalg_eig _linalg_eigvals cholesky_inverse cholesky_solve _cholesky_solve_helper _linalg_det "
-            "_linalg_slogdet _linalg_solve_ex linalg_lu linalg_lu_factor_ex linalg_lu_solve linalg_ldl_factor_ex "
-            "linalg_solve_triangular triangular_solve linalg_matrix_exp linalg_pinv geqrf linalg_householder_product "
-            "ormqr lu_unpack linalg_lstsq"),
-    **_rows(LEAVE, reduce.whole, "bincount equal is_nonzero _local_scalar_dense item _is_all_true _is_any_true"),
+    **_rows(LEAVE, reduce.matrices, "linalg_qr linalg_cholesky cholesky _linalg_svd linalg_inv_ex "
+            "linalg_cholesky_ex _linalg_eigh linalg_eig _linalg_eigvals cholesky_inverse cholesky_solve "
+            "_cholesky_solve_helper _linalg_det _linalg_slogdet _linalg_solve_ex linalg_lu "
+            "linalg_lu_factor_ex linalg_lu_solve linalg_ldl_factor_ex linalg_solve_triangular "
+            "triangular_solve linalg_matrix_exp linalg_pinv geqrf linalg_householder_product ormqr "
+            "lu_unpack linalg_lstsq"),
+    **_rows(LEAVE, reduce.whole, "bincount equal is_nonzero _local_scalar_dense item _is_all_true "
+            "_is_any_true"),
     # samplers that draw as often as the values ask for: what the generator yields next depends on them
     **_rows(LEAVE, reduce.whole, "poisson binomial _standard_gamma _sample_dirichlet"),
     # -- products: S(out[i, j]) = union over k of S(A[i, k]) | S(B[k, j]) where neither factor is 0
     **_rows(LEAVE, matmul.mm, "mm bmm _int_mm"),
+    **_rows(LEAVE, matmul.linear, "linear"),
     **_rows(LEAVE, matmul.addmm, "addmm baddbmm addbmm _addmm_activation"),
     **_rows(LEAVE, matmul.mv, "mv"),
     **_rows(LEAVE, matmul.addmv, "addmv"),
@@ -150,12 +159,14 @@ TABLE: dict[str, Rule] = {
     **_rows(LEAVE, matmul.distances, "_cdist_forward _euclidean_dist"),
     **_rows(LEAVE, matmul.distances_backward, "_cdist_backward"),
     # -- attention: S(q_i) | S(mask_i) | union of S(k_j) | S(v_j) over visible j
-    **_rows(LEAVE, attention.forward, "_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention "
-            "_scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention "
-            "_scaled_dot_product_fused_attention_overrideable"),
+    **_rows(LEAVE, attention.forward, "scaled_dot_product_attention _scaled_dot_product_flash_attention_for_cpu "
+            "_scaled_dot_product_flash_attention _scaled_dot_product_efficient_attention "
+            "_scaled_dot_product_cudnn_attention _scaled_dot_product_fused_attention_overrideable"),
     **_rows(LEAVE, attention.backward, "_scaled_dot_product_flash_attention_for_cpu_backward "
-            "_scaled_dot_product_flash_attention_backward _scaled_dot_product_efficient_attention_backward "
-            "_scaled_dot_product_cudnn_attention_backward _scaled_dot_product_fused_attention_overrideable_backward"),
+            "_scaled_dot_product_flash_attention_backward "
+            "_scaled_dot_product_efficient_attention_backward "
+            "_scaled_dot_product_cudnn_attention_backward "
+            "_scaled_dot_product_fused_attention_overrideable_backward"),
     **_rows(LEAVE, encoder.encoder_layer, "_transformer_encoder_layer_fwd"),
     **_rows(LEAVE, encoder.multi_head, "_native_multi_head_attention"),
     # -- convolutions: S(weight) | S(bias) | union over the window
@@ -165,10 +176,13 @@ TABLE: dict[str, Rule] = {
     **_rows(LEAVE, norm.layer_norm, "native_layer_norm"),
     **_rows(LEAVE, norm.layer_norm_backward, "native_layer_norm_backward"),
     **_rows(LEAVE, norm.fused_rms_norm, "_fused_rms_norm"),
+    **_rows(LEAVE, norm.rms_norm, "rms_norm"),
     **_rows(LEAVE, norm.fused_rms_norm_backward, "_fused_rms_norm_backward"),
-    **_rows(LEAVE, norm.batch_norm, "native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training "
-            "_batch_norm_with_update _batch_norm_no_update cudnn_batch_norm"),
-    **_rows(LEAVE, norm.batch_norm_backward, "native_batch_norm_backward batch_norm_backward cudnn_batch_norm_backward"),
+    **_rows(LEAVE, norm.batch_norm, "native_batch_norm _native_batch_norm_legit "
+            "_native_batch_norm_legit_no_training _batch_norm_with_update _batch_norm_no_update "
+            "cudnn_batch_norm"),
+    **_rows(LEAVE, norm.batch_norm_backward, "native_batch_norm_backward batch_norm_backward "
+            "cudnn_batch_norm_backward"),
     **_rows(LEAVE, norm.group_norm, "native_group_norm"),
     **_rows(LEAVE, norm.group_norm_backward, "native_group_norm_backward"),
     **_rows(LEAVE, norm.weight_norm, "_weight_norm_interface"),

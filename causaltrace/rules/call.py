@@ -24,8 +24,15 @@ class OpCall:
     __slots__ = ("_cells", "args", "backward", "bare", "lattice", "name", "out", "plane", "selects")
 
     def __init__(
-        self, name: str, args: dict[str, Any], cells: Callable[[Tensor], Cells | None], lattice: Algebra,
-        plane: str = "support", backward: bool = False, out: Any = None, selects: bool = False,
+        self,
+        name: str,
+        args: dict[str, Any],
+        cells: Callable[[Tensor], Cells | None],
+        lattice: Algebra,
+        plane: str = "support",
+        backward: bool = False,
+        out: Any = None,
+        selects: bool = False,
         bare: Callable[[Tensor], Cells | None] | None = None,
     ) -> None:
         self.name, self.args, self._cells, self.lattice = name, args, cells, lattice
@@ -99,11 +106,14 @@ def varied(*cells: Cells | None, ndim: int) -> set[int]:
     return out
 
 
-def absorb(op: OpCall, factor: Tensor, own: Cells | None, other: Cells | None) -> Cells | None:
+def absorb(
+    op: OpCall, factor: Tensor, own: Cells | None, other: Cells | None, partner: Tensor | None = None
+) -> Cells | None:
     """Support of ``factor * anything``: where ``factor`` is exactly 0 only its own support counts.
 
     Sound because the absorber's support stays. Zeros are looked for at the granularity of the supports:
-    a whole slice along dims on which neither support varies must be zero to cut the other operand.
+    a whole slice along dims on which neither support varies must be zero to cut the other operand,
+    but for masks (bool) that are broadcast over each other.
     """
     lattice = op.lattice
     if other is None or other is own:
@@ -111,7 +121,12 @@ def absorb(op: OpCall, factor: Tensor, own: Cells | None, other: Cells | None) -
     joined = lattice.join(own, other)
     if joined is own:
         return own
-    mask = live(factor, tuple(varied(own, other, ndim=factor.ndim)))
+    dims = varied(own, other, ndim=factor.ndim)
+    if partner is not None and factor.dtype == torch.bool:
+        shared = partner.shape[max(0, partner.ndim - factor.ndim) :]
+        sizes = (1,) * (factor.ndim - partner.ndim) + tuple(shared)
+        dims |= {d for d, n in enumerate(sizes) if n == 1}
+    mask = live(factor, tuple(dims))
     if len(other.dims) > factor.ndim:
         mask = mask.reshape((1,) * (len(other.dims) - factor.ndim) + tuple(mask.shape))
     return lattice.join(own, lattice.keep(other, mask))
@@ -120,8 +135,11 @@ def absorb(op: OpCall, factor: Tensor, own: Cells | None, other: Cells | None) -
 def matters(op: OpCall, factor: Tensor, own: Cells | None, partner: Tensor) -> bool:
     """Is it worth looking for zeros in ``factor``? Only precision is at stake, never soundness.
 
-    Gradients, masks and broadcast factors often hold exact zeros; a weight or an activation does not.
+    Gradients, masks and broadcast factors often hold exact zeros; a weight or an activation does not. In a
+    backward pass these are told from gradients by requiring grad.
     """
-    if op.backward or not factor.dtype.is_floating_point or factor.numel() < partner.numel():
+    if op.backward:
+        return not factor.requires_grad
+    if not factor.dtype.is_floating_point or factor.numel() < partner.numel():
         return not (factor.requires_grad and own is None)
     return own is None and not factor.requires_grad

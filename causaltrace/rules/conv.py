@@ -1,6 +1,6 @@
 """Convolutions: exact receptive fields, channels joined (per group where there are groups).
 
-out[n, :, o] = S(weight) | S(bias) | union over the window of o of S(x[n, :, o * stride + k * dilation - padding]).
+out[n, :, o] = S(weight) | S(bias) | union over the taps k of S(x[n, :, o * stride + k * dilation - padding]).
 A tap whose weights are all exactly 0 reads nothing; S(weight) vouches for it.
 """
 
@@ -110,7 +110,11 @@ def convolution(op: OpCall) -> Result:
 def _weights(op: OpCall, own: Cells) -> Cells | None:
     """S(weight[o]) for output channel o."""
     joined = op.lattice.reduce(own, range(1, len(own.dims)))
-    return None if joined is None else op.lattice.reshaped(joined, (1, joined.dims[0], *(1,) * (len(own.dims) - 2)))
+    return (
+        None
+        if joined is None
+        else op.lattice.reshaped(joined, (1, joined.dims[0], *(1,) * (len(own.dims) - 2)))
+    )
 
 
 def convolution_backward(op: OpCall) -> Result:
@@ -125,7 +129,10 @@ def convolution_backward(op: OpCall) -> Result:
     back = _through(op, window, _channels(op, own, groups, x.shape[1]), transposed)
     dx = lattice.join(back, lattice.everything(op.cells("weight"), x.ndim))
     window.taps = list(itertools.product(*[range(k) for k in weight.shape[2:]]))
-    seen = window.read(op, grad.ne(0).any(1, keepdim=True).to(torch.int32).unsqueeze(-1) - 1, transposed)[..., 0] >= 0
+    seen = (
+        window.read(op, grad.ne(0).any(1, keepdim=True).to(torch.int32).unsqueeze(-1) - 1, transposed)[..., 0]
+        >= 0
+    )
     through = lattice.everything(lattice.keep(op.cells("input"), seen))
     gathered = lattice.everything(own)
     both = lattice.join(gathered, through)

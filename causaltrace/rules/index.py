@@ -1,5 +1,7 @@
-"""Reads by index: S(index) | S(element read). ``op.selects`` marks a readout: a class picked at a verbatim label, whose result keeps
-the support of the whole row and not that of the label.
+"""Reads by index: S(index) | S(element read).
+
+``op.selects`` marks a readout: a class picked at a verbatim label, whose result keeps the support of the
+whole row and not that of the label.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ def embedding(op: OpCall) -> Result:
     index, table = op.tensor("indices"), op.cells("weight")
     where = op.cells("indices")
     where = None if where is None else lattice.unsqueeze(where, len(where.dims))
-    if table is None or not op.moves_values and table is None:
+    if table is None:
         return where
     if table.dims[0] == 1:
         rows = lattice.reshaped(table, (1,) * index.ndim + (table.dims[1],))
@@ -28,8 +30,10 @@ def embedding(op: OpCall) -> Result:
     return lattice.join(rows, where)
 
 
-def _class_row(op: OpCall, c: Cells | None, dim: int) -> Cells | None:
-    return op.lattice.reduce(c, [dim])
+def _class_row(op: OpCall, c: Cells, dim: int) -> Cells:
+    out = op.lattice.reduce(c, [dim])
+    assert out is not None
+    return out
 
 
 def gather(op: OpCall) -> Result:
@@ -191,7 +195,9 @@ def masked_select(op: OpCall) -> Result:
     c = op.cells("self")
     shape = torch.broadcast_shapes(x.shape, mask.shape)
     if c is not None:
-        c = lattice.move(c, lambda data: data.expand(*shape, data.shape[-1])[mask.expand(shape)], held=mask.numel())
+        c = lattice.move(
+            c, lambda data: data.expand(*shape, data.shape[-1])[mask.expand(shape)], held=mask.numel()
+        )
     where = lattice.everything(op.cells("mask"), 1) if op.moves_values else None
     return lattice.join(c, where)
 
@@ -210,7 +216,9 @@ def take(op: OpCall) -> Result:
     c = op.cells("self")
     if c is not None and not c.uniform:
         shape = tuple(x.shape)
-        c = lattice.move(c, lambda data: data.expand(*shape, -1).reshape(-1, data.shape[-1])[index], held=index.numel() * 8)
+        c = lattice.move(
+            c, lambda data: data.expand(*shape, -1).reshape(-1, data.shape[-1])[index], held=index.numel() * 8
+        )
     elif c is not None:
         c = lattice.reshaped(c, (1,) * index.ndim)
     return lattice.join(c, op.cells("index") if op.moves_values else None)

@@ -57,7 +57,9 @@ def nll_loss_backward(op: OpCall) -> Result:
         if grad.ndim:
             grad = grad.unsqueeze(dim)
             own = None if own is None else lattice.unsqueeze(own, dim)
-    rest = lattice.join(target, lattice.everything(lattice.join(op.cells("weight"), op.cells("total_weight")), x.ndim))
+    rest = lattice.join(
+        target, lattice.everything(lattice.join(op.cells("weight"), op.cells("total_weight")), x.ndim)
+    )
     read = absorb(op, grad, None if own is None else lattice.aligned(own, x.ndim), rest)
     kept = lattice.keep(read, charged)
     return kept if kept is read else lattice.join(kept, lattice.keep(target, ~charged))

@@ -7,14 +7,17 @@ from torch import Tensor
 
 from causaltrace.lattice.cells import Cells
 from causaltrace.rules.call import OpCall, Result, live, varied
-from causaltrace.rules.pointwise import MASK_VALUE
+from causaltrace.rules.pointwise import MASK_VALUE, may_mask
+
+#: Distinct supports along the free dim for which zeros are still looked at one column at a time.
+COLUMNS = 64
 
 
 def product(op: OpCall, a: Tensor, b: Tensor, ca: Cells | None, cb: Cells | None) -> Cells | None:
     """Support of ``a [.., I, K] @ b [.., K, J]``."""
     if ca is None and cb is None:
         return None
-    # where both factors are 0, one has to vouch for it: B for all of k where B[k, :] is 0 (a gradient), else A
+    # where both factors are 0, one has to vouch for it: B where B[k, :] is 0 (a gradient), else A
     dead = (b == 0).all(-1, keepdim=True) if op.backward and ca is not None and cb is not None else None
     left, cut = _side(op, ca, a, b)
     right, _ = _side(op, cb, b, a, transposed=True, always=dead)
@@ -26,8 +29,8 @@ def product(op: OpCall, a: Tensor, b: Tensor, ca: Cells | None, cb: Cells | None
 def _zeros(
     op: OpCall, x: Tensor, own: Cells | None, other: Tensor, theirs: Cells, dead: Tensor | None
 ) -> Cells | None:
-    """Union over the contracted dim of S(x) where x is 0, but for zeros of the other that depend on nothing or
-    vouch for themselves (``dead``)."""
+    """Union over the contracted dim of S(x) where x is 0, but for zeros of the other that depend on nothing
+    or vouch for themselves (``dead``)."""
     if own is None:
         return None
     doubtful = (other == 0) & (theirs.data != op.lattice.lattice.bottom).any(-1)
@@ -44,7 +47,12 @@ def _zeros(
 
 
 def _side(
-    op: OpCall, own: Cells | None, x: Tensor, factor: Tensor, transposed: bool = False, always: Tensor | None = None
+    op: OpCall,
+    own: Cells | None,
+    x: Tensor,
+    factor: Tensor,
+    transposed: bool = False,
+    always: Tensor | None = None,
 ) -> tuple[Cells | None, bool]:
     """What of ``x`` reaches the output through ``factor``: ``x @ factor``, or ``factor @ x`` if transposed.
     Also: were zeros of ``factor`` used to cut it? Not where ``always [.., k, 1]``.
@@ -72,9 +80,12 @@ def _side(
         for d in range(mask.ndim - 2):
             if batch[d] == 1 and mask.shape[d] != 1:  # heads that share supports share one mask
                 mask = mask.any(d, keepdim=True)
-    if mask.device.type == "cpu" and bool(mask.all()):
+    free = own.dims[-1 if transposed else -2]
+    if mask.device.type == "cpu" and bool(mask.all()) or free > COLUMNS:
         return lattice.reduce(own, [contracted]), False
-    if factor.ndim == 2 and op.backward and factor.shape[0] != factor.shape[1]:  # weight gradients: one mask for all features
+    if (
+        factor.ndim == 2 and op.backward and factor.shape[0] != factor.shape[1]
+    ):  # weight gradients: one mask for all features
         mask = mask.any(rows, keepdim=True)
     if not transposed:
         mask = mask.transpose(-1, -2)
@@ -112,6 +123,17 @@ def mm(op: OpCall) -> Result:
     return product(op, op.tensor("self"), op.tensor(b), op.cells("self"), op.cells(b))
 
 
+def linear(op: OpCall) -> Result:
+    """x @ W.T + b as one op (inference mode): out[.., j] = union over the row of x, and over W[j], | b[j]."""
+    lattice, last = op.lattice, op.tensor("input").ndim - 1
+    weights = op.tensor("weight")
+    rows = lattice.reduce(op.cells("weight"), [weights.ndim - 1], keepdim=False)
+    out = lattice.join(lattice.reduce(op.cells("input"), [last]), op.cells("bias"))
+    if weights.ndim == 1:  # one output feature, no dim for it
+        return lattice.join(lattice.reduce(out, [last], keepdim=False), rows)
+    return lattice.join(out, rows)
+
+
 def mv(op: OpCall) -> Result:
     """out[i] = union over k of A[i, k] | v[k]."""
     lattice = op.lattice
@@ -133,16 +155,17 @@ def dot(op: OpCall) -> Result:
 
 
 def _plus(op: OpCall, product_cells: Cells | None) -> Cells | None:
-    """bias | product; a mask value in the bias that swallows the product (out == bias <= -1e9 or -inf) cuts it."""
+    """bias | product; a mask value in the bias (<= -1e9 or -inf) that swallows the product cuts it."""
     bias = op.cells("self") if op.get("beta", 1) != 0 else None
     if op.get("alpha", 1) == 0:
         return bias
     mask, out = op.tensor("self"), op.out
-    if bias is None and product_cells is not None and not op.backward and not mask.requires_grad and mask.ndim > 1:
-        if isinstance(out, Tensor) and out is not mask and op.get("beta", 1) == 1 and mask.is_floating_point():
-            low = mask <= max(MASK_VALUE, torch.finfo(mask.dtype).min / 2)
-            if low.device.type != "cpu" or bool(low.any()):
-                return op.lattice.keep(product_cells, ~(low & (out == mask)))
+    unfit = op.backward or mask.requires_grad or op.get("beta", 1) != 1
+    unfit = unfit or out is mask or not mask.is_floating_point()  # out is mask: in place, no result yet
+    if product_cells is not None and mask.ndim > 1 and not unfit and may_mask(bias):
+        low = mask <= max(MASK_VALUE, torch.finfo(mask.dtype).min / 2)
+        if low.device.type != "cpu" or bool(low.any()):
+            product_cells = op.lattice.keep(product_cells, ~(low & (out == mask)))
     return op.lattice.join(product_cells, bias)
 
 

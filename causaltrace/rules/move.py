@@ -48,8 +48,10 @@ def _several(
         data = [next(rest) if c is not None else b for c, b in zip(cells, blanks, strict=True)]
         return fn(*data)
 
-    return op.lattice.move(known, fn) if len(cells) == 1 else op.lattice.make(
-        over, *[c for c in cells if c is not None], share=False, held=held
+    return (
+        op.lattice.move(known, fn)
+        if len(cells) == 1
+        else op.lattice.make(over, *[c for c in cells if c is not None], share=False, held=held)
     )
 
 
@@ -89,7 +91,9 @@ def stack(op: OpCall) -> Result:
     return _several(op, tensors, fn)
 
 
-def permuted(fn: Callable[[Tensor, OpCall], Tensor], touched: Callable[[OpCall], Sequence[int]]) -> Callable[[OpCall], Result]:
+def permuted(
+    fn: Callable[[Tensor, OpCall], Tensor], touched: Callable[[OpCall], Sequence[int]]
+) -> Callable[[OpCall], Result]:
     """A movement within the dims ``touched``; where the support is the same along all of them, nothing."""
 
     def rule(op: OpCall) -> Result:
@@ -209,7 +213,9 @@ def slice_backward(op: OpCall) -> Result:
     return _scatter_view(op, c, None, sizes, op.tensor("grad_output").shape)
 
 
-def _scatter_view(op: OpCall, c: Cells, base: Cells | None, sizes: Sequence[int], view_shape: torch.Size) -> Cells:
+def _scatter_view(
+    op: OpCall, c: Cells, base: Cells | None, sizes: Sequence[int], view_shape: torch.Size
+) -> Cells:
     """``base`` with the view that the op's arguments name replaced by ``c``."""
 
     def view(full: Tensor) -> Tensor:
@@ -220,7 +226,9 @@ def _scatter_view(op: OpCall, c: Cells, base: Cells | None, sizes: Sequence[int]
             dim = g("dim", 0) % len(sizes)
             start, end, step = g("start"), g("end"), g("step", 1)
             return full[(slice(None),) * dim + (slice(start, end, step),)]
-        return full.diagonal(g("offset", 0), g("dim1", 0) % len(sizes), g("dim2", 1) % len(sizes)).movedim(-1, -2)
+        return full.diagonal(g("offset", 0), g("dim1", 0) % len(sizes), g("dim2", 1) % len(sizes)).movedim(
+            -1, -2
+        )
 
     def fn(data: Tensor, *old: Tensor) -> Tensor:
         width = data.shape[-1]
@@ -295,7 +303,10 @@ def block_diag(op: OpCall) -> Result:
     def fn(*data: Tensor) -> Tensor:
         width = data[0].shape[-1]
         out = torch.full(
-            (sum(n for n, _ in sizes), sum(m for _, m in sizes), width), -1, dtype=data[0].dtype, device=data[0].device
+            (sum(n for n, _ in sizes), sum(m for _, m in sizes), width),
+            -1,
+            dtype=data[0].dtype,
+            device=data[0].device,
         )
         row = column = 0
         for d, (n, m) in zip(data, sizes, strict=True):

@@ -26,6 +26,14 @@ def layer_norm(op: OpCall) -> Result:
     return [out, *[row] * (len(op.out) - 1)]
 
 
+def rms_norm(op: OpCall) -> Result:
+    """The composite as one op (inference mode): out = union over a row, | S(weight)."""
+    x = op.tensor("input")
+    n = len(op.args["normalized_shape"])
+    row = _rows(op, op.cells("input"), list(range(x.ndim - n, x.ndim)))
+    return op.lattice.join(row, op.lattice.everything(op.cells("weight"), x.ndim))
+
+
 def layer_norm_backward(op: OpCall) -> Result:
     """(dx, dweight, dbias); rows of zero gradient stay zero."""
     lattice = op.lattice
@@ -37,7 +45,9 @@ def layer_norm_backward(op: OpCall) -> Result:
     own = op.cells("grad_out")
     saved = _rows(op, lattice.join(op.cells(name), op.cells("mean"), op.cells("rstd")), inner)
     row = absorb(op, grad, _rows(op, own, inner), saved)
-    dx = absorb(op, grad, row, lattice.everything(op.cells("weight"), x.ndim))  # the row's mean mixes all weights
+    dx = absorb(
+        op, grad, row, lattice.everything(op.cells("weight"), x.ndim)
+    )  # the row's mean mixes all weights
     dweight = lattice.reduce(absorb(op, grad, own, saved), outer, keepdim=False)
     dbias = lattice.reduce(own, outer, keepdim=False)
     return [dx, dweight, dbias][: len(op.out)]
@@ -133,7 +143,9 @@ def _per_group(op: OpCall, c: Cells | None, groups: int) -> Cells | None:
     if grouped is None or grouped.dims[1] in (1, groups):
         return None if grouped is None else op.lattice.reshaped(grouped, grouped.dims[:2])
     step = grouped.dims[1] // groups
-    return op.lattice.reshaped(op.lattice.move(grouped, lambda data: data[:, ::step]), (grouped.dims[0], groups))
+    return op.lattice.reshaped(
+        op.lattice.move(grouped, lambda data: data[:, ::step]), (grouped.dims[0], groups)
+    )
 
 
 def group_norm(op: OpCall) -> Result:
@@ -155,10 +167,18 @@ def group_norm_backward(op: OpCall) -> Result:
     stats = lattice.reduce(lattice.join(op.cells("mean"), op.cells("rstd")), [1])
     stats = None if stats is None else lattice.reshaped(stats, (stats.dims[0], 1, *(1,) * (x.ndim - 2)))
     flags = grad.ne(0).flatten(1).any(1).to(grad.dtype).reshape(-1, *(1,) * (x.ndim - 1))
-    rest = lattice.join(_grouped(op, c, groups), stats, lattice.reduce(_channels(op, op.cells("weight"), x.ndim), [1]))
-    gathered = lattice.reduce(own, range(1, x.ndim)) if own is not None and _partly(grad) else _grouped(op, own, groups)
+    rest = lattice.join(
+        _grouped(op, c, groups), stats, lattice.reduce(_channels(op, op.cells("weight"), x.ndim), [1])
+    )
+    gathered = (
+        lattice.reduce(own, range(1, x.ndim))
+        if own is not None and _partly(grad)
+        else _grouped(op, own, groups)
+    )
     dx = absorb(op, flags, gathered, rest)
-    dweight = lattice.reduce(lattice.join(own, absorb(op, flags, gathered, lattice.join(c, stats))), _others(x.ndim), keepdim=False)
+    dweight = lattice.reduce(
+        lattice.join(own, absorb(op, flags, gathered, lattice.join(c, stats))), _others(x.ndim), keepdim=False
+    )
     return [dx, dweight, lattice.reduce(own, _others(x.ndim), keepdim=False)]
 
 

@@ -48,18 +48,31 @@ def _product(op: OpCall, a: object, b: object) -> Cells | None:
     ca = op.of(a)
     if not isinstance(b, Tensor):
         return None if b == 0 and ca is not None else ca
-    cb = op.of(b)
+    return _cut(op, a, b, ca, op.of(b))
+
+
+def _cut(op: OpCall, a: Tensor, b: Tensor, ca: Cells | None, cb: Cells | None) -> Cells | None:
+    """Union of two operands, of which an exact 0 in one cuts the other."""
     if ca is cb:
         return ca
-    cut_b = cb is not None and matters(op, a, ca, b)
-    cut_a = ca is not None and matters(op, b, cb, a)
+    joined = op.lattice.join(ca, cb)
+    cut_b = joined is not ca and matters(op, a, ca, b)
+    cut_a = joined is not cb and matters(op, b, cb, a)
     if cut_a and cut_b:
         return _meet(op, a, b, ca, cb)
     if cut_b:
-        return absorb(op, a, ca, cb)
+        return absorb(op, a, ca, cb, b)
     if cut_a:
-        return absorb(op, b, cb, ca)
-    return op.lattice.join(ca, cb)
+        return absorb(op, b, cb, ca, a)
+    return joined
+
+
+def either(op: OpCall) -> Result:
+    """a or b: a True in one cuts the other."""
+    a, b = op.args["self"], op.args["other"]
+    if not (isinstance(a, Tensor) and isinstance(b, Tensor) and a.dtype == b.dtype == torch.bool):
+        return join(op)
+    return _cut(op, ~a, ~b, op.of(a), op.of(b))
 
 
 def _meet(op: OpCall, a: Tensor, b: Tensor, ca: Cells | None, cb: Cells | None) -> Cells | None:
@@ -93,11 +106,19 @@ def add(op: OpCall) -> Result:
         return op.of(a)
     ca, cb = op.of(a), op.of(b)
     lattice = op.lattice
-    if (ca is None or cb is None) and op.get("alpha", 1) == 1:
-        masked = _swallows(op, b, a) if ca is not None else _swallows(op, a, b) if cb is not None else None
-        if masked is not None:
-            return lattice.keep(ca if ca is not None else cb, ~masked)
+    if op.get("alpha", 1) == 1 and not op.backward:
+        by_b = _swallows(op, b, a) if ca is not None and may_mask(cb) else None
+        if by_b is not None:
+            return lattice.join(lattice.keep(ca, ~by_b), cb)
+        by_a = _swallows(op, a, b) if cb is not None and may_mask(ca) else None
+        if by_a is not None:
+            return lattice.join(lattice.keep(cb, ~by_a), ca)
     return lattice.join(ca, cb)
+
+
+def may_mask(c: Cells | None) -> bool:
+    """Is it worth looking for mask values? A constant may hold them, and what varies from key to key."""
+    return c is None or bool(c.dims) and c.dims[-1] != 1
 
 
 def _swallows(op: OpCall, mask: Tensor, x: Tensor) -> Tensor | None:
@@ -164,7 +185,12 @@ def glu(op: OpCall) -> Result:
 def glu_backward(op: OpCall) -> Result:
     """Both halves of grad_in: S(grad) | S(both halves); a zero gradient cuts the rest."""
     dim, lattice = op.dim(-1), op.lattice
-    out = absorb(op, op.tensor("grad_output"), op.cells("grad_output"), lattice.join(*_halves(op, op.cells("self"), dim)))
+    out = absorb(
+        op,
+        op.tensor("grad_output"),
+        op.cells("grad_output"),
+        lattice.join(*_halves(op, op.cells("self"), dim)),
+    )
     if out is None or out.dims[dim] == 1:
         return out
     return lattice.move(out, lambda data: torch.cat((data, data), dim))

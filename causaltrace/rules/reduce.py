@@ -43,8 +43,8 @@ def one_dim(op: OpCall) -> Result:
 
 def softmax_backward(op: OpCall) -> Result:
     """grad_in = out * (grad - sum(grad * out)), for log_softmax grad - exp(out) * sum(grad): S(row of grad),
-    S(row of output). A row of zero gradient stays zero. Where a softmax's output is exactly 0 (masked keys) its
-    gradient is not read, and the result is 0."""
+    S(row of output). A row of zero gradient stays zero. Where a softmax's output is exactly 0 (masked keys)
+    its gradient is not read, and the result is 0."""
     grad, output, lattice = op.tensor("grad_output"), op.tensor("output"), op.lattice
     own, out = op.cells("grad_output"), op.cells("output")
     if not grad.ndim:
@@ -112,7 +112,13 @@ def rows(op: OpCall) -> Result:
 def searched(op: OpCall) -> Result:
     """out[.., i] = S(value i) | union of the sorted row that it is looked up in (all of it, if it is 1-D)."""
     lattice = op.lattice
-    sequence = "sorted_sequence" if "sorted_sequence" in op.args else "boundaries" if "boundaries" in op.args else "test_elements"
+    sequence = (
+        "sorted_sequence"
+        if "sorted_sequence" in op.args
+        else "boundaries"
+        if "boundaries" in op.args
+        else "test_elements"
+    )
     value = "elements" if "elements" in op.args else "self"
     table = op.args.get(sequence)
     row = op.cells(sequence)

@@ -34,7 +34,9 @@ def _land(
     def fn(*data: Tensor) -> Tensor:
         width = data[0].shape[-1]
         if base is None:
-            flat = torch.full((total, width), op.lattice.lattice.bottom, dtype=data[0].dtype, device=data[0].device)
+            flat = torch.full(
+                (total, width), op.lattice.lattice.bottom, dtype=data[0].dtype, device=data[0].device
+            )
         else:
             flat = data[0].expand(*shape, width).reshape(total, width).clone()
             if overwrite:
@@ -52,7 +54,9 @@ def _numbers(shape: Sequence[int], device: torch.device) -> Tensor:
     return torch.arange(torch.Size(shape).numel(), device=device).view(tuple(shape))
 
 
-def _vouched(op: OpCall, index: Cells | None, values: Tensor | None, own: Cells | None) -> tuple[Cells | None, Cells | None]:
+def _vouched(
+    op: OpCall, index: Cells | None, values: Tensor | None, own: Cells | None
+) -> tuple[Cells | None, Cells | None]:
     """Index supports without those of added zeros, and the supports of the zeros that vouch for them."""
     if index is None or values is None:
         return index, None
@@ -226,7 +230,9 @@ def index_write(op: OpCall) -> Result:
     sliced = isinstance(src, Tensor) and src.ndim == x.ndim
     new = new if sliced else lattice.everything(new, x.ndim)
     if where is not None:
-        where = lattice.reshaped(where, tuple(where.data.numel() // where.data.shape[-1] if d == dim else 1 for d in range(x.ndim)))
+        where = lattice.reshaped(
+            where, tuple(where.data.numel() // where.data.shape[-1] if d == dim else 1 for d in range(x.ndim))
+        )
     vouching = None
     if op.name == "index_add" and sliced and isinstance(src, Tensor):
         where, vouching = _vouched(op, where, src, new)
@@ -255,7 +261,12 @@ def embedding_backward(op: OpCall) -> Result:
     if where is not None and not op.get("scale_grad_by_freq", False):
         where = lattice.keep(where, live(grad, tuple(range(grad.ndim - 1)))[..., 0])
     rows = int(op.args["num_weights"])
-    if op.cells("indices") is None and own is not None and not own.uniform and rows * own.dims[-1] <= LAND_LIMIT:
+    if (
+        op.cells("indices") is None
+        and own is not None
+        and not own.uniform
+        and rows * own.dims[-1] <= LAND_LIMIT
+    ):
         last = own.dims[-1]
         places = index.unsqueeze(-1) * last + torch.arange(last, device=index.device)
         return _land(op, None, own, (rows, last), places, places.shape, False)
@@ -266,7 +277,7 @@ def embedding_backward(op: OpCall) -> Result:
 
 
 def masked_scatter(op: OpCall) -> Result:
-    """self with the elements of source, in order, where mask is true: which one lands depends on all the mask."""
+    """self with source's elements, in order, where mask is true: which one lands depends on all the mask."""
     lattice, x = op.lattice, op.tensor("self")
     mask = op.tensor("mask").expand(x.shape)
     source = op.tensor("source")

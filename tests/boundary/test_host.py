@@ -70,7 +70,9 @@ def test_future_label_through_python_is_never_clean(way: str) -> None:
     report = run(WAYS[way], position=20).report
     assert report.status != "clean", way
     assert report.escapes and all(e.remedy and e.site is not None for e in report.escapes)
-    assert any(e.blocking and e.site is not None and e.site.file.endswith("test_host.py") for e in report.escapes)
+    assert any(
+        e.blocking and e.site is not None and e.site.file.endswith("test_host.py") for e in report.escapes
+    )
 
 
 @pytest.mark.parametrize("way", WAYS)

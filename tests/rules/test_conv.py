@@ -1,16 +1,20 @@
 """Convolutions: receptive fields in every layout."""
 
 import pytest
-import torch
 from torch.nn import functional as F
 
 from tests.oracle import check, grads
 from tests.rules.test_pointwise import rand
 
 LAYOUTS = [
-    {}, {"padding": 1}, {"stride": 2}, {"stride": 2, "padding": 1}, {"dilation": 2, "padding": 2},
-    {"stride": 3, "dilation": 2, "padding": 3}, {"groups": 2},
-]  # fmt: skip
+    {},
+    {"padding": 1},
+    {"stride": 2},
+    {"stride": 2, "padding": 1},
+    {"dilation": 2, "padding": 2},
+    {"stride": 3, "dilation": 2, "padding": 3},
+    {"groups": 2},
+]
 
 
 @pytest.mark.parametrize("options", LAYOUTS, ids=str)
@@ -21,7 +25,9 @@ def test_conv1d(options: dict[str, int]) -> None:
     check(grads(fn, (0, 1, 2)), x, w, b, rand(*fn(x, w, b).shape, zeros=0.4), kinds=6)
 
 
-@pytest.mark.parametrize("options", [{}, {"stride": 2}, {"padding": 1, "stride": 2, "output_padding": 1}, {"groups": 2}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"stride": 2}, {"padding": 1, "stride": 2, "output_padding": 1}, {"groups": 2}], ids=str
+)
 def test_transposed(options: dict[str, int]) -> None:
     x, w, b = rand(1, 2, 3), rand(2, 2 // options.get("groups", 1), 3), rand(2)
     fn = lambda x, w, b: F.conv_transpose1d(x, w, b, **options)  # noqa: E731

@@ -24,7 +24,11 @@ def test_embedding() -> None:
     check(lambda w, i, g: grads(lambda w: F.embedding(i, w))(w, g), rand(3, 2), PAIR, seed)
     fixed = torch.tensor([2, 0])
     check(lambda w, g: grads(lambda w: F.embedding(fixed, w))(w, g), rand(3, 2), rand(2, 2), exact=True)
-    check(lambda i, g: torch.ops.aten.embedding_dense_backward(g, i, 3, -1, True), ids(0, 2, 0), rand(3, 1) * torch.tensor([[1.0], [1.0], [0.0]]))
+    check(
+        lambda i, g: torch.ops.aten.embedding_dense_backward(g, i, 3, -1, True),
+        ids(0, 2, 0),
+        rand(3, 1) * torch.tensor([[1.0], [1.0], [0.0]]),
+    )
     check(lambda i, g: torch.ops.aten.embedding_dense_backward(g, i, 3, 1, False), ids(0, 2, 0), rand(3, 1))
 
 
@@ -36,7 +40,11 @@ def test_gather_and_its_backward(dim: int) -> None:
     seed = torch.tensor([[0.0, 1.0], [2.0, 0.0]])
     check(lambda x, i, g: grads(lambda x: torch.gather(x, dim, i))(x, g), x, index, seed)
     check(lambda x, g: grads(lambda x: torch.gather(x, dim, index.tensor))(x, g), x, seed, exact=True)
-    check(lambda x, i: torch.take_along_dim(x, i, dim), rand(3, 3), ids([0], [1], [2]) if dim else ids([0, 1, 2]))
+    check(
+        lambda x, i: torch.take_along_dim(x, i, dim),
+        rand(3, 3),
+        ids([0], [1], [2]) if dim else ids([0, 1, 2]),
+    )
     check(lambda x, i: torch.gather(x, 0, i), rand(3), ids(1, 1, 0))
 
 
@@ -44,8 +52,18 @@ def test_index_select_and_take() -> None:
     check(lambda x, i: torch.index_select(x, 1, i), rand(2, 3), ids(0, 2))
     check(lambda x, i: torch.index_select(x, 0, i), torch.tensor(1.5), Index(torch.tensor([0]), [0]))
     check(lambda x: x.index_select(0, torch.tensor([1, 1, 0])), rand(2, 2), exact=True)
-    check(lambda x, g: grads(lambda x: x.index_select(0, torch.tensor([1, 1, 0])))(x, g), rand(2, 2), rand(3, 2), exact=True)
-    check(lambda x, i, g: grads(lambda x: x.index_select(1, i))(x, g), rand(2, 3), ids(0, 2), rand(2, 2, zeros=0.4))
+    check(
+        lambda x, g: grads(lambda x: x.index_select(0, torch.tensor([1, 1, 0])))(x, g),
+        rand(2, 2),
+        rand(3, 2),
+        exact=True,
+    )
+    check(
+        lambda x, i, g: grads(lambda x: x.index_select(1, i))(x, g),
+        rand(2, 3),
+        ids(0, 2),
+        rand(2, 2, zeros=0.4),
+    )
     check(lambda x, i: torch.take(x, i), rand(2, 3), ids([0, 5], below=6))
     check(lambda x, i, y: x.put_(i, y), rand(2, 2), ids(0, 3, below=4), rand(2))
 
@@ -53,18 +71,33 @@ def test_index_select_and_take() -> None:
 @pytest.mark.parametrize(
     "fn",
     [
-        lambda x, i, j: x[i], lambda x, i, j: x[:, i], lambda x, i, j: x[i, j], lambda x, i, j: x[i[:, None], j],
-        lambda x, i, j: x[:, :, None][i, :, 0], lambda x, i, j: x.unsqueeze(1)[i, :, j], lambda x, i, j: x[i, None, :2],
-        lambda x, i, j: x[..., i], lambda x, i, j: x[-i - 1], lambda x, i, j: x[i][:, j], lambda x, i, j: x[i[:1]],
-        lambda x, i, j: x[0, i[:1]], lambda x, i, j: x[torch.tensor([0, 1]), j],
+        lambda x, i, j: x[i],
+        lambda x, i, j: x[:, i],
+        lambda x, i, j: x[i, j],
+        lambda x, i, j: x[i[:, None], j],
+        lambda x, i, j: x[:, :, None][i, :, 0],
+        lambda x, i, j: x.unsqueeze(1)[i, :, j],
+        lambda x, i, j: x[i, None, :2],
+        lambda x, i, j: x[..., i],
+        lambda x, i, j: x[-i - 1],
+        lambda x, i, j: x[i][:, j],
+        lambda x, i, j: x[i[:1]],
+        lambda x, i, j: x[0, i[:1]],
+        lambda x, i, j: x[torch.tensor([0, 1]), j],
         lambda x, i, j: x[torch.tensor([[True, False, True]] * 3)],
     ],
-)  # fmt: skip
+)
 def test_advanced_reads(fn: object) -> None:
     check(fn, rand(3, 3), ids(0, 2), ids(1, 1))
     check(lambda x, i, j: fn(x.t(), i, j), rand(3, 3), ids(0, 2), ids(1, 1))
     shape = fn(rand(3, 3), ids(0, 2).tensor, ids(1, 1).tensor).shape
-    check(lambda x, i, j, g: grads(lambda x: fn(x, i, j))(x, g), rand(3, 3), ids(0, 2), ids(1, 1), rand(*shape, zeros=0.3))
+    check(
+        lambda x, i, j, g: grads(lambda x: fn(x, i, j))(x, g),
+        rand(3, 3),
+        ids(0, 2),
+        ids(1, 1),
+        rand(*shape, zeros=0.3),
+    )
     check(lambda x: fn(x, torch.tensor([0, 2]), torch.tensor([1, 0])), rand(3, 3), exact=True)
 
 
@@ -96,9 +129,18 @@ def test_index_put(add: bool) -> None:
     check(lambda x, i, v: put(x, (i, torch.tensor([1, 1])), v, add), rand(3, 2), i, rand(2, zeros=0.5))
     check(lambda x, v: put(x, (i.tensor, j.tensor), v, add), rand(3, 3), rand(2), exact=True)
     check(lambda x, v: put(x, (slice_all(2), j.tensor), v, add), rand(2, 3), rand(2, 2), exact=True)
-    check(lambda x, v: put(x, (j.tensor[:, None], j.tensor), v, add), rand(2, 2), torch.tensor(0.7), exact=True)
-    check(lambda x, m, v: put(x, (m,), v, add), rand(3, 2), torch.tensor([True, False, True]), torch.tensor(0.5))
-    check(lambda x, m, v: put(x, (m,), v[: int(m.sum())], add), rand(3), torch.tensor([True, False, True]), rand(3))
+    check(
+        lambda x, v: put(x, (j.tensor[:, None], j.tensor), v, add), rand(2, 2), torch.tensor(0.7), exact=True
+    )
+    check(
+        lambda x, m, v: put(x, (m,), v, add), rand(3, 2), torch.tensor([True, False, True]), torch.tensor(0.5)
+    )
+    check(
+        lambda x, m, v: put(x, (m,), v[: int(m.sum())], add),
+        rand(3),
+        torch.tensor([True, False, True]),
+        rand(3),
+    )
 
 
 def test_assignment() -> None:
@@ -162,13 +204,23 @@ def test_masked() -> None:
     check(lambda x: x.masked_select(mask), rand(2, 2), exact=True)
     check(lambda x, v: x.masked_scatter(mask, v), rand(2, 2), rand(3), exact=True)
     check(lambda x, m, v: x.masked_scatter(m, v), rand(2, 2), mask, rand(4))
-    check(lambda x, v, g: grads(lambda x, v: x.masked_scatter(mask, v), (0, 1))(x, v, g), rand(2, 2), rand(3), rand(2, 2))
+    check(
+        lambda x, v, g: grads(lambda x, v: x.masked_scatter(mask, v), (0, 1))(x, v, g),
+        rand(2, 2),
+        rand(3),
+        rand(2, 2),
+    )
     check(lambda x, g: grads(lambda x: x.masked_select(mask))(x, g), rand(2, 2), rand(2), exact=True)
     check(lambda x, g: grads(lambda x: x.masked_fill(mask, 0.0))(x, g), rand(2, 2), rand(2, 2), exact=True)
     check(lambda c, a, b: torch.where(c, a, b), mask, rand(2, 2), rand(2))
     check(lambda c, a: torch.where(c, a, 0.0), mask[0], rand(2, 2))
     check(lambda a, b: torch.where(mask, a, b), rand(2, 2), rand(2, 2), exact=True)
-    check(lambda a, b, g: grads(lambda a, b: torch.where(mask, a, b), (0, 1))(a, b, g), rand(2, 2), rand(2), rand(2, 2))
+    check(
+        lambda a, b, g: grads(lambda a, b: torch.where(mask, a, b), (0, 1))(a, b, g),
+        rand(2, 2),
+        rand(2),
+        rand(2, 2),
+    )
 
 
 def test_counting() -> None:

@@ -25,7 +25,9 @@ def labels(shape: tuple[int, ...], ignored: int | None) -> Index:
 @pytest.mark.parametrize("shapes", SHAPES, ids=str)
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
 @pytest.mark.parametrize("ignored", [None, -100, 1])
-def test_cross_entropy(shapes: tuple[tuple[int, ...], tuple[int, ...]], reduction: str, ignored: int | None) -> None:
+def test_cross_entropy(
+    shapes: tuple[tuple[int, ...], tuple[int, ...]], reduction: str, ignored: int | None
+) -> None:
     options = {"reduction": reduction, "ignore_index": -100 if ignored is None else ignored}
     x, y = rand(*shapes[0]), labels(shapes[1], ignored)
     if ignored is not None and torch.Size(shapes[1]).numel() == 1:
@@ -38,11 +40,20 @@ def test_cross_entropy_exact() -> None:
     y = torch.tensor([0, -100, 2])
     for reduction in ("none", "sum", "mean"):
         check(lambda x: F.cross_entropy(x, y, reduction=reduction), rand(3, 3), exact=True, large=3.0)  # noqa: B023
-        check(grads(lambda x: F.cross_entropy(x, y, reduction=reduction), seeded=False)  # noqa: B023
-              if reduction != "none" else grads(lambda x: F.cross_entropy(x, y, reduction="none")),
-              rand(3, 3), *([rand(3)] if reduction == "none" else []), exact=True, large=3.0)  # fmt: skip
-    check(lambda x, g: grads(lambda x: F.cross_entropy(x, y, reduction="none"))(x, g), rand(3, 3),
-          torch.tensor([0.0, 1.0, 1.0]))  # fmt: skip
+        check(
+            grads(lambda x: F.cross_entropy(x, y, reduction=reduction), seeded=False)  # noqa: B023
+            if reduction != "none"
+            else grads(lambda x: F.cross_entropy(x, y, reduction="none")),
+            rand(3, 3),
+            *([rand(3)] if reduction == "none" else []),
+            exact=True,
+            large=3.0,
+        )
+    check(
+        lambda x, g: grads(lambda x: F.cross_entropy(x, y, reduction="none"))(x, g),
+        rand(3, 3),
+        torch.tensor([0.0, 1.0, 1.0]),
+    )
 
 
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
@@ -56,9 +67,17 @@ def test_class_weights_and_smoothing(reduction: str) -> None:
     check(weighted, rand(3, 3), y, rand(3).abs() + 0.1, seed, large=3.0)
     fixed = torch.tensor([0, 2, 1])
     check(lambda w: F.cross_entropy(rand(3, 3), fixed, w, reduction=reduction), rand(3).abs() + 0.1)
-    check(lambda x, y: F.cross_entropy(x, y, label_smoothing=0.2, reduction=reduction), rand(3, 3), y, large=3.0)
+    check(
+        lambda x, y: F.cross_entropy(x, y, label_smoothing=0.2, reduction=reduction), rand(3, 3), y, large=3.0
+    )
     soft = torch.softmax(rand(3, 3, seed=5), -1)
-    check(lambda x, p, g: grads(lambda x: F.cross_entropy(x, p, reduction=reduction))(x, g), rand(3, 3), soft, seed, large=3.0)
+    check(
+        lambda x, p, g: grads(lambda x: F.cross_entropy(x, p, reduction=reduction))(x, g),
+        rand(3, 3),
+        soft,
+        seed,
+        large=3.0,
+    )
 
 
 def test_nll_without_log_softmax() -> None:
@@ -72,16 +91,34 @@ def test_nll_without_log_softmax() -> None:
         check(lambda x, y: F.cross_entropy(x, y, reduction="none"), rand(2, 3), labels((2,), None))
 
 
+def soft_margin(x: Tensor, y: Tensor, reduction: str) -> Tensor:
+    return F.soft_margin_loss(x, y.detach(), reduction=reduction) + 0 * y.sum()
+
+
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
 @pytest.mark.parametrize(
     "loss",
-    [F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss, lambda x, y, reduction: F.soft_margin_loss(x, y.detach(), reduction=reduction) + 0 * y.sum(),
-     lambda x, y, reduction: F.kl_div(x, y.abs() + 0.1, reduction=reduction),
-     lambda x, y, reduction: F.binary_cross_entropy(torch.sigmoid(x), torch.sigmoid(y), reduction=reduction),
-     lambda x, y, reduction: F.binary_cross_entropy_with_logits(x, torch.sigmoid(y), reduction=reduction),
-     lambda x, y, reduction: F.poisson_nll_loss(x, y.abs(), reduction=reduction),
-     lambda x, y, reduction: F.gaussian_nll_loss(x, y, y.abs() + 0.5, reduction=reduction)],
-)  # fmt: skip
+    [
+        F.mse_loss,
+        F.l1_loss,
+        F.smooth_l1_loss,
+        F.huber_loss,
+        soft_margin,
+        lambda x, y, reduction: F.kl_div(x, y.abs() + 0.1, reduction=reduction),
+        lambda x, y, reduction: F.binary_cross_entropy(
+            torch.sigmoid(x), torch.sigmoid(y), reduction=reduction
+        ),
+        lambda x, y, reduction: F.binary_cross_entropy_with_logits(x, torch.sigmoid(y), reduction=reduction),
+        lambda x, y, reduction: F.poisson_nll_loss(x, y.abs(), reduction=reduction),
+        lambda x, y, reduction: F.gaussian_nll_loss(x, y, y.abs() + 0.5, reduction=reduction),
+    ],
+)
 def test_elementwise_losses(loss: object, reduction: str) -> None:
     seed = rand(2, 2, zeros=0.5) if reduction == "none" else torch.tensor(1.0)
-    check(grads(lambda x, y: loss(x, y, reduction=reduction), (0, 1)), rand(2, 2), rand(2, 2, seed=1), seed, large=3.0)
+    check(
+        grads(lambda x, y: loss(x, y, reduction=reduction), (0, 1)),
+        rand(2, 2),
+        rand(2, 2, seed=1),
+        seed,
+        large=3.0,
+    )

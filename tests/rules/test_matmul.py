@@ -2,16 +2,22 @@
 
 import pytest
 import torch
-from torch import Tensor
 from torch.nn import functional as F
 
 from tests.oracle import check, grads
 from tests.rules.test_pointwise import rand
 
 SHAPES = [
-    ((2, 3), (3, 2)), ((3,), (3,)), ((2, 3), (3,)), ((3,), (3, 2)), ((2, 2, 3), (3, 2)), ((2, 2, 2), (2, 2, 2)),
-    ((1, 2, 2), (2, 2, 1)), ((2, 1), (1, 2)), ((1, 1), (1, 1)),
-]  # fmt: skip
+    ((2, 3), (3, 2)),
+    ((3,), (3,)),
+    ((2, 3), (3,)),
+    ((3,), (3, 2)),
+    ((2, 2, 3), (3, 2)),
+    ((2, 2, 2), (2, 2, 2)),
+    ((1, 2, 2), (2, 2, 1)),
+    ((2, 1), (1, 2)),
+    ((1, 1), (1, 1)),
+]
 
 
 @pytest.mark.parametrize("shapes", SHAPES, ids=str)

@@ -29,13 +29,27 @@ def test_layer_norms(shape: tuple[int, ...], affine: bool, norm: str) -> None:
 
     used = (0, 1, 2) if affine and norm == "layer" else (0, 1) if affine else (0,)
     for wrt in (used, used[1:]) if affine else (used,):
-        check(grads(fn, wrt), rand(*shape), rand(*inner, zeros=0.3), rand(*inner, seed=4), part_zero(*shape), large=3.0)
+        check(
+            grads(fn, wrt),
+            rand(*shape),
+            rand(*inner, zeros=0.3),
+            rand(*inner, seed=4),
+            part_zero(*shape),
+            large=3.0,
+        )
     if norm == "layer" and len(shape) == 2:
         check(lambda x: F.layer_norm(x, shape), rand(*shape), large=3.0)
 
 
 def test_layer_norm_is_exact() -> None:
-    check(lambda x, w, b: F.layer_norm(x, (3,), w, b), rand(2, 3), rand(3), rand(3, seed=1), exact=True, large=3.0)
+    check(
+        lambda x, w, b: F.layer_norm(x, (3,), w, b),
+        rand(2, 3),
+        rand(3),
+        rand(3, seed=1),
+        exact=True,
+        large=3.0,
+    )
     check(lambda x, w: F.rms_norm(x, (3,), w), rand(2, 3), rand(3), exact=True, large=3.0)
 
 
@@ -57,8 +71,19 @@ def test_batch_norm(shape: tuple[int, ...], training: bool) -> None:
     vectors = [rand(2, seed=i) for i in range(4)]
     vectors[0][0] = 0
     check(fn, rand(*shape), *vectors, part_zero(*shape), large=3.0)
-    check(lambda x, w, m, v: F.batch_norm(x, m, v.abs() + 0.1, w, None, training), rand(*shape), *vectors[1:], exact=True, large=3.0)
-    check(grads(lambda w, b: F.batch_norm(rand(*shape), None, None, w, b, True), (0, 1)), vectors[1], vectors[2], part_zero(*shape))
+    check(
+        lambda x, w, m, v: F.batch_norm(x, m, v.abs() + 0.1, w, None, training),
+        rand(*shape),
+        *vectors[1:],
+        exact=True,
+        large=3.0,
+    )
+    check(
+        grads(lambda w, b: F.batch_norm(rand(*shape), None, None, w, b, True), (0, 1)),
+        vectors[1],
+        vectors[2],
+        part_zero(*shape),
+    )
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4])
@@ -68,7 +93,9 @@ def test_group_norm(groups: int) -> None:
 
     x = rand(2, 4, 2)
     check(fn, x, rand(4), rand(4, seed=1), exact=True, large=3.0)
-    check(grads(fn, (0, 1, 2)), x, rand(4, zeros=0.3), rand(4, seed=1), part_zero(2, 4, 2), large=3.0, kinds=6)
+    check(
+        grads(fn, (0, 1, 2)), x, rand(4, zeros=0.3), rand(4, seed=1), part_zero(2, 4, 2), large=3.0, kinds=6
+    )
     check(grads(lambda x: F.instance_norm(x)), rand(2, 2, 2), part_zero(2, 2, 2), large=3.0)
 
 

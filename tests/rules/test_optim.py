@@ -19,7 +19,9 @@ def steps(make: object, clip: float | None = None, **options: object) -> object:
         for scale in (1.0, 0.5):
             params[0].grad, params[1].grad = g * scale, h * scale
             if clip is not None:
-                torch.nn.utils.clip_grad_norm_(params, clip, **({"foreach": options["foreach"]} if "foreach" in options else {}))
+                torch.nn.utils.clip_grad_norm_(
+                    params, clip, **({"foreach": options["foreach"]} if "foreach" in options else {})
+                )
             optimizer.step()
         state = [t for p in params for t in optimizer.state[p].values() if isinstance(t, Tensor) and t.ndim]
         return [p.detach() for p in params] + state
@@ -35,19 +37,40 @@ KINDS = [{"foreach": False}, {"foreach": True}, {"fused": True}]
 @pytest.mark.parametrize(
     ("make", "options"),
     [
-        (torch.optim.Adam, ADAM), (torch.optim.AdamW, ADAM | {"amsgrad": True}), (torch.optim.SGD, {"lr": 0.1}),
+        (torch.optim.Adam, ADAM),
+        (torch.optim.AdamW, ADAM | {"amsgrad": True}),
+        (torch.optim.SGD, {"lr": 0.1}),
         (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.1}),
         (torch.optim.Adagrad, {"lr": 0.1}),
     ],
-)  # fmt: skip
+)
 def test_steps(make: object, options: dict[str, object], kind: dict[str, bool]) -> None:
-    check(steps(make, **options, **kind), rand(2, 2), rand(2), rand(2, 2, seed=1), rand(2, seed=1), large=3.0, kinds=6)
+    check(
+        steps(make, **options, **kind),
+        rand(2, 2),
+        rand(2),
+        rand(2, 2, seed=1),
+        rand(2, seed=1),
+        large=3.0,
+        kinds=6,
+    )
 
 
-@pytest.mark.parametrize("make", [torch.optim.RMSprop, torch.optim.Adadelta, torch.optim.NAdam, torch.optim.RAdam, torch.optim.Adamax])
+@pytest.mark.parametrize(
+    "make",
+    [torch.optim.RMSprop, torch.optim.Adadelta, torch.optim.NAdam, torch.optim.RAdam, torch.optim.Adamax],
+)
 @pytest.mark.parametrize("foreach", [False, True])
 def test_rarer_optimizers(make: object, foreach: bool) -> None:
-    check(steps(make, lr=0.1, foreach=foreach), rand(2, 1), rand(1), rand(2, 1, seed=1), rand(1, seed=1), large=3.0, kinds=6)
+    check(
+        steps(make, lr=0.1, foreach=foreach),
+        rand(2, 1),
+        rand(1),
+        rand(2, 1, seed=1),
+        rand(1, seed=1),
+        large=3.0,
+        kinds=6,
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
@@ -63,8 +86,15 @@ def test_updates_stay_element_wise(kind: dict[str, bool]) -> None:
 
 @pytest.mark.parametrize("foreach", [False, True])
 def test_clipping(foreach: bool) -> None:
-    check(steps(torch.optim.SGD, clip=0.5, lr=0.1, foreach=foreach), rand(2), rand(1), rand(2, seed=1), rand(1, seed=1),
-          large=3.0, kinds=6)  # fmt: skip
+    check(
+        steps(torch.optim.SGD, clip=0.5, lr=0.1, foreach=foreach),
+        rand(2),
+        rand(1),
+        rand(2, seed=1),
+        rand(1, seed=1),
+        large=3.0,
+        kinds=6,
+    )
 
     def value(g: Tensor, h: Tensor) -> list[Tensor]:
         params = [torch.zeros(2, requires_grad=True), torch.zeros(1, requires_grad=True)]

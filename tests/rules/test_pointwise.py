@@ -18,7 +18,9 @@ PAIRS = [((3, 2), (3, 2)), ((3, 2), (2,)), ((3, 1), (1, 2)), ((), (3,)), ((1,), 
 
 
 @pytest.mark.parametrize("shapes", PAIRS, ids=str)
-@pytest.mark.parametrize("op", [torch.add, torch.sub, torch.mul, torch.div, torch.maximum, torch.atan2], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    "op", [torch.add, torch.sub, torch.mul, torch.div, torch.maximum, torch.atan2], ids=lambda f: f.__name__
+)
 def test_binary(op: object, shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
     a, b = rand(*shapes[0]) + 0.1, rand(*shapes[1], seed=1)
     check(op, a, b, exact=op in (torch.add, torch.sub, torch.mul))
@@ -27,8 +29,12 @@ def test_binary(op: object, shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> 
 @pytest.mark.parametrize("shapes", PAIRS, ids=str)
 def test_mul_with_zeros(shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
     check(torch.mul, rand(*shapes[0], zeros=0.5), rand(*shapes[1], zeros=0.5, seed=1))
-    check(grads(torch.mul, (0, 1)), rand(*shapes[0], zeros=0.5), rand(*shapes[1], zeros=0.3, seed=1),
-          rand(*torch.broadcast_shapes(*shapes), zeros=0.5, seed=2))  # fmt: skip
+    check(
+        grads(torch.mul, (0, 1)),
+        rand(*shapes[0], zeros=0.5),
+        rand(*shapes[1], zeros=0.3, seed=1),
+        rand(*torch.broadcast_shapes(*shapes), zeros=0.5, seed=2),
+    )
 
 
 def test_mul_by_a_constant_mask_is_exact() -> None:
@@ -43,13 +49,51 @@ def test_mul_by_a_constant_mask_is_exact() -> None:
 
 @pytest.mark.parametrize(
     "fn",
-    [torch.exp, torch.sign, torch.round, torch.floor, torch.abs, torch.neg, torch.sigmoid, torch.tanh, torch.erf,
-     torch.relu, F.gelu, F.silu, F.softplus, F.elu, F.leaky_relu, F.hardswish, F.hardsigmoid, F.mish, F.logsigmoid,
-     F.hardtanh, F.relu6, F.selu, F.celu, F.softsign, F.tanhshrink, F.softshrink, F.hardshrink, torch.isnan,
-     torch.signbit, torch.nan_to_num, torch.sin, torch.reciprocal, torch.square, torch.sqrt, torch.rsqrt, torch.log,
-     torch.log1p, torch.expm1, torch.logit, torch.frac, torch.trunc],
+    [
+        torch.exp,
+        torch.sign,
+        torch.round,
+        torch.floor,
+        torch.abs,
+        torch.neg,
+        torch.sigmoid,
+        torch.tanh,
+        torch.erf,
+        torch.relu,
+        F.gelu,
+        F.silu,
+        F.softplus,
+        F.elu,
+        F.leaky_relu,
+        F.hardswish,
+        F.hardsigmoid,
+        F.mish,
+        F.logsigmoid,
+        F.hardtanh,
+        F.relu6,
+        F.selu,
+        F.celu,
+        F.softsign,
+        F.tanhshrink,
+        F.softshrink,
+        F.hardshrink,
+        torch.isnan,
+        torch.signbit,
+        torch.nan_to_num,
+        torch.sin,
+        torch.reciprocal,
+        torch.square,
+        torch.sqrt,
+        torch.rsqrt,
+        torch.log,
+        torch.log1p,
+        torch.expm1,
+        torch.logit,
+        torch.frac,
+        torch.trunc,
+    ],
     ids=lambda f: f.__name__,
-)  # fmt: skip
+)
 def test_unary_forward_backward(fn: object) -> None:
     check(fn, rand(2, 2), large=3.0)
     if fn not in (torch.isnan, torch.signbit):
@@ -112,7 +156,9 @@ def test_in_place_on_views() -> None:
 def test_out_variants_forget_the_old_value() -> None:
     check(lambda x, y: torch.exp(x, out=y), rand(3), rand(3, seed=1), exact=True, large=3.0)
     check(lambda x, y: torch.sum(x, 0, out=y), rand(3, 2), rand(2, seed=1), exact=True)
-    check(lambda x, y, i: torch.max(x, 1, out=(y, i)), rand(3, 2), rand(3), Index(torch.zeros(3).long(), [0, 1]))
+    check(
+        lambda x, y, i: torch.max(x, 1, out=(y, i)), rand(3, 2), rand(3), Index(torch.zeros(3).long(), [0, 1])
+    )
 
 
 def test_masks_that_swallow() -> None:
@@ -171,8 +217,20 @@ def test_foreach_variants() -> None:
         fused = torch._foreach_addcmul(xs, ys, zs, value=0.5)
         third = torch._foreach_addcdiv(xs, ys, [z + 20 for z in zs], [0.5, 0.25])
         tops = torch._foreach_maximum(xs, ys)
-        return [*sums, *prods, *scaled, *mixed, *also, *fused, *third, *tops, *torch._foreach_norm(xs),
-                *torch._foreach_max(xs), *torch._foreach_exp(ys), *torch._foreach_pow(2.0, ys)]  # fmt: skip
+        return [
+            *sums,
+            *prods,
+            *scaled,
+            *mixed,
+            *also,
+            *fused,
+            *third,
+            *tops,
+            *torch._foreach_norm(xs),
+            *torch._foreach_max(xs),
+            *torch._foreach_exp(ys),
+            *torch._foreach_pow(2.0, ys),
+        ]
 
     check(fn, rand(3, zeros=0.3), rand(3, seed=1, zeros=0.3), rand(3, seed=2, zeros=0.3), large=3.0)
 
@@ -198,7 +256,11 @@ def test_foreach_in_place() -> None:
 
 def test_foreach_with_a_tensor_of_scalars() -> None:
     scalars = torch.tensor([0.5, 0.25])
-    check(lambda a, b: torch._foreach_addcdiv([a, b], [b, a], [b + 20, a + 20], scalars), rand(3, 2), rand(3, 2, seed=1))
+    check(
+        lambda a, b: torch._foreach_addcdiv([a, b], [b, a], [b + 20, a + 20], scalars),
+        rand(3, 2),
+        rand(3, 2, seed=1),
+    )
 
 
 def test_tri() -> None:
@@ -217,4 +279,6 @@ def test_glu() -> None:
 def test_bool_and_int_logic() -> None:
     flags = torch.tensor([True, False, True])
     ints = Index(torch.tensor([1, 2, 3]), range(5))
-    check(lambda m, i: [m & (i > 1), ~m, m.long() + i, i << 1, i % 2 == 0, i // 2, i.float() / 2], flags, ints)
+    check(
+        lambda m, i: [m & (i > 1), ~m, m.long() + i, i << 1, i % 2 == 0, i // 2, i.float() / 2], flags, ints
+    )

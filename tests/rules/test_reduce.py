@@ -11,10 +11,24 @@ from tests.rules.test_pointwise import rand
 
 @pytest.mark.parametrize(
     "fn",
-    [torch.sum, torch.mean, torch.prod, torch.amax, torch.amin, torch.logsumexp, torch.var, torch.std,
-     torch.nansum, torch.linalg.vector_norm, torch.argmax, torch.argmin, torch.norm, torch.count_nonzero],
+    [
+        torch.sum,
+        torch.mean,
+        torch.prod,
+        torch.amax,
+        torch.amin,
+        torch.logsumexp,
+        torch.var,
+        torch.std,
+        torch.nansum,
+        torch.linalg.vector_norm,
+        torch.argmax,
+        torch.argmin,
+        torch.norm,
+        torch.count_nonzero,
+    ],
     ids=lambda f: f.__name__,
-)  # fmt: skip
+)
 def test_over_dims(fn: object) -> None:
     x = rand(3, 2, 2)
     whole = fn not in (torch.logsumexp,)
@@ -31,22 +45,45 @@ def test_over_dims(fn: object) -> None:
 @pytest.mark.parametrize(
     "fn",
     [
-        lambda x: list(torch.max(x, 1)), lambda x: list(torch.min(x, 0, keepdim=True)), lambda x: torch.max(x),
-        lambda x: list(torch.median(x, 1)), lambda x: torch.median(x), lambda x: list(torch.mode(x)),
-        lambda x: list(torch.kthvalue(x, 2)), lambda x: list(torch.kthvalue(x, 2, 0)),
-        lambda x: list(torch.var_mean(x, 1)), lambda x: list(torch.std_mean(x)), lambda x: list(torch.aminmax(x)),
-        lambda x: list(torch.aminmax(x, dim=1, keepdim=True)), lambda x: list(torch.nanmedian(x, 1)),
-        lambda x: torch.nanmedian(x), lambda x: torch.nanmean(x, 1), lambda x: list(torch.sort(x, 1)),
-        lambda x: list(torch.sort(x, stable=True, dim=0)), lambda x: list(torch.topk(x, 2)),
-        lambda x: list(torch.topk(x, 1, 0)), lambda x: torch.argsort(x, descending=True), lambda x: torch.msort(x),
-        lambda x: torch.softmax(x, 1), lambda x: torch.log_softmax(x, 0), lambda x: torch.softmax(x[0, 0], 0),
-        lambda x: F.normalize(x), lambda x: torch.renorm(x, 2, 0, 0.5), lambda x: torch.trace(x[:, :2]),
-        lambda x: F.cosine_similarity(x, x.flip(0)), lambda x: torch.any(x > 0, 1), lambda x: torch.all(x > 0),
-        lambda x: torch.histc(x), lambda x: torch.dist(x[0], x[1]), lambda x: F.gumbel_softmax(x, hard=True) * 0 + x,
-        lambda x: torch.logcumsumexp(x, 1), lambda x: torch.diff(x, dim=0), lambda x: torch.cov(x),
+        lambda x: list(torch.max(x, 1)),
+        lambda x: list(torch.min(x, 0, keepdim=True)),
+        lambda x: torch.max(x),
+        lambda x: list(torch.median(x, 1)),
+        lambda x: torch.median(x),
+        lambda x: list(torch.mode(x)),
+        lambda x: list(torch.kthvalue(x, 2)),
+        lambda x: list(torch.kthvalue(x, 2, 0)),
+        lambda x: list(torch.var_mean(x, 1)),
+        lambda x: list(torch.std_mean(x)),
+        lambda x: list(torch.aminmax(x)),
+        lambda x: list(torch.aminmax(x, dim=1, keepdim=True)),
+        lambda x: list(torch.nanmedian(x, 1)),
+        lambda x: torch.nanmedian(x),
+        lambda x: torch.nanmean(x, 1),
+        lambda x: list(torch.sort(x, 1)),
+        lambda x: list(torch.sort(x, stable=True, dim=0)),
+        lambda x: list(torch.topk(x, 2)),
+        lambda x: list(torch.topk(x, 1, 0)),
+        lambda x: torch.argsort(x, descending=True),
+        lambda x: torch.msort(x),
+        lambda x: torch.softmax(x, 1),
+        lambda x: torch.log_softmax(x, 0),
+        lambda x: torch.softmax(x[0, 0], 0),
+        lambda x: F.normalize(x),
+        lambda x: torch.renorm(x, 2, 0, 0.5),
+        lambda x: torch.trace(x[:, :2]),
+        lambda x: F.cosine_similarity(x, x.flip(0)),
+        lambda x: torch.any(x > 0, 1),
+        lambda x: torch.all(x > 0),
+        lambda x: torch.histc(x),
+        lambda x: torch.dist(x[0], x[1]),
+        lambda x: F.gumbel_softmax(x, hard=True) * 0 + x,
+        lambda x: torch.logcumsumexp(x, 1),
+        lambda x: torch.diff(x, dim=0),
+        lambda x: torch.cov(x),
         lambda x: torch.quantile(x, 0.5, dim=1),
     ],
-)  # fmt: skip
+)
 def test_more_reductions(fn: object) -> None:
     check(fn, rand(3, 3), large=4.0)
 
@@ -58,7 +95,11 @@ def test_running(fn: object, dim: int) -> None:
         out = fn(x, dim)
         return out if isinstance(out, Tensor) else out.values
 
-    check(lambda x: list(out) if not isinstance(out := fn(x, dim), Tensor) else out, rand(3, 2), exact=fn is torch.cumsum)
+    check(
+        lambda x: list(out) if not isinstance(out := fn(x, dim), Tensor) else out,
+        rand(3, 2),
+        exact=fn is torch.cumsum,
+    )
     check(grads(values), rand(3, 2, zeros=0.2), rand(3, 2, zeros=0.4), large=3.0)
     check(lambda x: values(x[0, 0]), rand(2, 2))
 
@@ -67,8 +108,8 @@ def test_running(fn: object, dim: int) -> None:
 @pytest.mark.parametrize("shape", [(3,), (2, 3), (2, 1)], ids=str)
 def test_softmax_backward(fn: object, shape: tuple[int, ...]) -> None:
     for dim in (0, -1):
-        check(grads(lambda x: fn(x, dim)), rand(*shape), rand(*shape, zeros=0.5))
-        check(grads(lambda x: fn(x, dim)), rand(*shape), torch.zeros(shape))
+        check(grads(lambda x, dim=dim: fn(x, dim)), rand(*shape), rand(*shape, zeros=0.5))
+        check(grads(lambda x, dim=dim: fn(x, dim)), rand(*shape), torch.zeros(shape))
 
 
 def test_softmax_is_exact() -> None:
@@ -96,8 +137,15 @@ def test_softmax_backward_where_gradient_and_output_are_zero() -> None:
     out = torch.tensor([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0], [0.2, 0.3, 0.5]])
     grad = torch.tensor([[0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
     for dim in (0, 1):
-        check(lambda g, o: torch.ops.aten._softmax_backward_data(g, o, dim, torch.float32), grad, out)  # noqa: B023
-        check(lambda g, o: torch.ops.aten._log_softmax_backward_data(g, o, dim, torch.float32), grad, out, large=2.0)  # noqa: B023
+        check(
+            lambda g, o, dim=dim: torch.ops.aten._softmax_backward_data(g, o, dim, torch.float32), grad, out
+        )
+        check(
+            lambda g, o, dim=dim: torch.ops.aten._log_softmax_backward_data(g, o, dim, torch.float32),
+            grad,
+            out,
+            large=2.0,
+        )
 
 
 def test_attention_by_hand_is_exact() -> None:
@@ -122,7 +170,11 @@ def test_search() -> None:
     check(torch.searchsorted, rows, rand(2, 2))
     check(torch.searchsorted, rows[0], rand(2, 2))
     check(lambda x: torch.bucketize(x, rows[0]), rand(3), exact=True)
-    check(lambda i, j: torch.isin(i, j), Index(torch.tensor([1, 2]), range(4)), Index(torch.tensor([2, 3]), range(4)))
+    check(
+        lambda i, j: torch.isin(i, j),
+        Index(torch.tensor([1, 2]), range(4)),
+        Index(torch.tensor([2, 3]), range(4)),
+    )
 
 
 def test_multinomial() -> None:
@@ -138,9 +190,18 @@ def test_decompositions_keep_batches_apart() -> None:
 
     def fn(x: Tensor) -> list[Tensor]:
         sym = x @ x.mT + eye
-        parts = [torch.linalg.cholesky(sym), torch.linalg.inv(sym), *torch.linalg.qr(sym), torch.linalg.svdvals(sym)]
+        parts = [
+            torch.linalg.cholesky(sym),
+            torch.linalg.inv(sym),
+            *torch.linalg.qr(sym),
+            torch.linalg.svdvals(sym),
+        ]
         parts += [torch.linalg.det(sym), torch.linalg.slogdet(sym).logabsdet, torch.linalg.solve(sym, x)]
-        parts += [torch.linalg.eigvalsh(sym), torch.linalg.solve_triangular(sym, x, upper=True), torch.matrix_exp(x)]
+        parts += [
+            torch.linalg.eigvalsh(sym),
+            torch.linalg.solve_triangular(sym, x, upper=True),
+            torch.matrix_exp(x),
+        ]
         return parts
 
     check(fn, rand(2, 2, 2), large=2.0)
