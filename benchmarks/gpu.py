@@ -64,7 +64,8 @@ def main(rounds: int = 5) -> None:
         spread = sorted(b / a for a, b in pairs)
         plain = statistics.median(a for a, _ in pairs)
         print(
-            f"{name:<40} plain {plain * 1e3:8.1f} ms  ratio {statistics.median(spread):.2f} ({spread[0]:.2f} to {spread[-1]:.2f})"
+            f"{name:<40} plain {plain * 1e3:8.1f} ms  ratio {statistics.median(spread):.2f} "
+            f"({spread[0]:.2f} to {spread[-1]:.2f})"
         )
 
 

@@ -82,9 +82,7 @@ def memory(model: torch.nn.Module, vocab: int) -> None:
             held = trace._tracer.algebra.history_bytes
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        print(
-            f"{windows:4d} windows: supports kept {held / 1e6:7.2f} MB at most, Python peak {peak / 1e6:6.1f} MB"
-        )
+        print(f"{windows:4d} windows: supports kept {held / 1e6:7.2f} MB, Python peak {peak / 1e6:6.1f} MB")
 
 
 def main(rounds: int = 5) -> None:

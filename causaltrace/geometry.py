@@ -13,7 +13,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-
 #: A view that carries is read from the fully expanded base if that is at most so many times larger.
 EXPAND = 4
 #: Elements that a compressed shadow may be expanded to for such a view.
@@ -141,7 +140,7 @@ def view_of(data: Tensor, base: Geometry, view: Geometry) -> Tensor:
         offset = data.storage_offset() + sum(f * d.data for f, d in zip(first, base_digits, strict=True))
         return data.as_strided((*sizes, width), (*jump, data.stride(-1)), offset)
     if data.shape[-1] > 1 and math.prod(base.sizes) > MATERIALISE and data.shape[:-1] != base.sizes:
-        # too large to spell out: give up telling apart the smallest dim (labels and readouts, width 1, never are)
+        # too large to spell out: the smallest dim is joined (never of labels and readouts, width 1)
         smallest = min((n, d) for d, n in enumerate(data.shape[:-1]) if n > 1)[1]
         return view_of(data.amax(smallest, keepdim=True), base, view)
     if math.prod(base.sizes) <= EXPAND * math.prod(view.sizes) and data.shape[:-1] != base.sizes:
@@ -153,7 +152,7 @@ def view_of(data: Tensor, base: Geometry, view: Geometry) -> Tensor:
 
 
 def coordinates(data: Tensor, base: Geometry, view: Geometry, start: int) -> list[Tensor]:
-    """Index tensors into ``data``'s dims for every element of ``view`` (dims that cannot matter have size 1)."""
+    """Index tensors into ``data``'s dims for each element of ``view``; dims that cannot matter have 1."""
     fine = min(s * base.itemsize for s, m in zip(base.strides, data.shape, strict=False) if m > 1)
     small = [j for j, s in enumerate(view.strides) if s * view.itemsize % fine]
     reach = sum((view.sizes[j] - 1) * view.strides[j] for j in small) * view.itemsize

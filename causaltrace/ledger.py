@@ -124,8 +124,8 @@ class Ledger:
     # -- scoring --------------------------------------------------------------------------------------
 
     def event(self, shadow: Shadow, site: Site, returned: bool = False) -> Score | None:
-        """The readouts in a tensor with this shadow, and what they depend on now. ``returned``: they are scored
-        by being held at the end."""
+        """The readouts in a tensor with this shadow, and what they depend on now. ``returned``: they are
+        scored by being held at the end."""
         assert shadow.target is not None
         target = shadow.target.data[..., 0]
         support = shadow.support

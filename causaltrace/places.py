@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 from types import FrameType
@@ -54,7 +55,7 @@ def _look(modules: bool) -> tuple[FrameType | None, list[torch.nn.Module]]:
 def _path(modules: list[torch.nn.Module]) -> str:
     """Dotted path of the innermost module, from the outermost one."""
     names = [type(m).__name__ for m in modules[:1]]
-    for parent, child in zip(modules, modules[1:], strict=False):
+    for parent, child in itertools.pairwise(modules):
         found = next((n for n, m in parent._modules.items() if m is child), None)
         if found is None:
             found = next((n for n, m in parent.named_modules() if m is child), type(child).__name__)

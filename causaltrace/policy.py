@@ -79,9 +79,12 @@ class Judge:
         known = self.escapes.get((what, site))
         if known is None:
             self.escapes[what, site] = Notice(
-                "CT091", f"{NAMES.get(what, what)} gave Python a value that depends on labels", label=label, site=site,
+                "CT091",
+                f"{NAMES.get(what, what)} gave Python a value that depends on labels",
+                label=label,
+                site=site,
                 remedy="score these positions before it leaves, or keep the value in torch",
-            )  # fmt: skip
+            )
         else:
             known.count += 1
             known.label = max(known.label or 0, label)
@@ -91,10 +94,12 @@ class Judge:
         known = self.opaque_ops.get((op, site))
         if known is None:
             self.opaque_ops[op, site] = Notice(
-                "CT090", f"{op} has no rule: all of its inputs may have reached all of its outputs", site=site,
+                "CT090",
+                f"{op} has no rule: all of its inputs may have reached all of its outputs",
+                site=site,
                 remedy="write a rule for it (CONTRIBUTING.md), or use ops that have one",
                 label=None if cells is None else int(cells.data[..., 0].max()) >> 1,
-            )  # fmt: skip
+            )
         else:
             known.count += 1
 
@@ -175,7 +180,7 @@ class Judge:
     # -- the end --------------------------------------------------------------------------------------
 
     def close(self, held: list[Shadow], site: Site) -> None:
-        """Objectives, and readouts that are still held (returned), count for positions that nothing else scored."""
+        """Objectives, and readouts that are still held, count for positions that nothing else scored."""
         if self.explicit:
             return
         definite = self.ledger.is_scored.clone()
@@ -204,12 +209,18 @@ class Judge:
                     "CT093",
                     "no score was found: the labels met no loss inside the watch",
                     blocking=True,
-                    remedy="slice inputs and targets from the watched tokens inside the block, or call trace.score(nll)",
-                )  # fmt: skip
+                    remedy="slice inputs and targets from the tokens in the block, or call trace.score",
+                )
             )
         if error is not None:
-            notes.append(Notice("CT094", f"the watched program stopped early: {error}", blocking=True,
-                                remedy="the report covers what ran before"))  # fmt: skip
+            notes.append(
+                Notice(
+                    "CT094",
+                    f"the watched program stopped early: {error}",
+                    blocking=True,
+                    remedy="the report covers what ran before",
+                )
+            )
         orders = {}
         for order in ORDERS:
             if not self._wanted(order):
@@ -228,14 +239,22 @@ class Judge:
                     blocking=True,
                     label=self.unproved_label,
                     remedy="follow the remedy of each listed operation or escape",
-                )  # fmt: skip
+                )
             )
         for notice in (*self.opaque_ops.values(), *self.escapes.values()):
             notice.blocking = any(self.unproved.values())
         return Report(
-            status, orders, self._conditions(violations, orders, bool(positions)), violations, local,
-            list(self.opaque_ops.values()), list(self.escapes.values()), notes, self.streams.size, error,
-        )  # fmt: skip
+            status,
+            orders,
+            self._conditions(violations, orders, bool(positions)),
+            violations,
+            local,
+            list(self.opaque_ops.values()),
+            list(self.escapes.values()),
+            notes,
+            self.streams.size,
+            error,
+        )
 
     def _conditions(
         self, violations: list[Finding], orders: dict[str, str], any_score: bool
@@ -254,6 +273,13 @@ def _restricted(event: Score, keep: Tensor) -> Score:
     """The event with only some of its readouts."""
     keep = keep.to(event.target.device)
     return Score(
-        event.site, event.target[keep], event.support[keep], event.possible[keep],
-        None if event.post is None else event.post[keep], event.again[keep], event.cells, event.dims, event.index[keep],
-    )  # fmt: skip
+        event.site,
+        event.target[keep],
+        event.support[keep],
+        event.possible[keep],
+        None if event.post is None else event.post[keep],
+        event.again[keep],
+        event.cells,
+        event.dims,
+        event.index[keep],
+    )

@@ -11,7 +11,6 @@ from torch import Tensor
 from causaltrace import rules
 from causaltrace._compat import has_composite_kernel
 
-
 #: Tags of ops whose values, or shapes made of values, reach Python.
 SHAPED = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 #: Of these only the mask decides the shape.

@@ -208,7 +208,7 @@ class Step:
         """Labels, readouts and objectives through the op."""
         kind, tracer = self.op.rule.kind, self.tracer
         moves = kind in (rules.MOVE, rules.READ)
-        objective = torch.is_grad_enabled() and any([t.requires_grad for t in self.inputs])
+        objective = torch.is_grad_enabled() and any(t.requires_grad for t in self.inputs)
         carriers = self._carriers()
         pending = tuple(dict.fromkeys(p for s in self.shadows.values() for p in s.pending))
         first = after.shadows[0] if after.shadows else Shadow()
@@ -273,7 +273,7 @@ class Step:
         """Labels and readouts move with their elements."""
         planes: dict[str, Cells | None] = {}
         for plane in ("label", "target", "post", "onehot"):
-            if any([getattr(s, plane) is not None for s in self.shadows.values()]):
+            if any(getattr(s, plane) is not None for s in self.shadows.values()):
                 call = self.call(plane)
                 call.selects = False
                 result = self.op.rule.fn(call)
@@ -319,7 +319,7 @@ class Step:
         post = algebra.join(*[s.post for _, s in carriers], *[ledger.depends(s) for s in shadows])
         support = algebra.join(*[s.support for _, s in carriers])
         possible = None
-        if any([s.possible is not None for s in self.shadows.values()]):
+        if any(s.possible is not None for s in self.shadows.values()):
             possible = algebra.join(
                 *[_bare(s, "possible") for _, s in carriers],
                 *[ledger.depends(s, "possible") for s in shadows],

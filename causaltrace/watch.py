@@ -19,8 +19,8 @@ from causaltrace.policy import Judge
 from causaltrace.report.model import Finding, Notice, Report
 from causaltrace.shadow import Shadow
 from causaltrace.site import Site
-from causaltrace.stream import Stream, Streams, check_tokens, named
 from causaltrace.step import Recorder
+from causaltrace.stream import Stream, Streams, check_tokens, named
 from causaltrace.tracer import Tracer
 
 Tokens = Tensor | Sequence[Tensor] | Mapping[str, Tensor] | None
@@ -56,9 +56,14 @@ class Watch:
     """
 
     def __init__(
-        self, tokens: Tokens = None, *, order: str = "both", precision: str = "horizon",
-        documents: Tensor | Sequence[int] | None = None, strict: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        tokens: Tokens = None,
+        *,
+        order: str = "both",
+        precision: str = "horizon",
+        documents: Tensor | Sequence[int] | None = None,
+        strict: bool = False,
+    ) -> None:
         if order not in ("both", "stream", "scored"):
             raise ValueError(f"order must be 'both', 'stream' or 'scored', not {order!r}")
         if precision != "horizon":
@@ -156,7 +161,7 @@ class Watch:
                 target = ledger.new_readouts(labels.label) if target is None else target
             if target is None:
                 raise ValueError(
-                    "nll was not read out at labels in this watch; pass targets= sliced from the watched tokens"
+                    "nll was not read out at labels in this watch; pass targets= sliced from the tokens"
                 )
             if not self._judge.explicit:
                 self._judge.explicit = True
@@ -255,7 +260,7 @@ def watch(tokens: Tokens = None, **options: Any) -> Watch:
 
 
 def label(t: Tensor, positions: Tensor | None = None, stream: str = "labels") -> Tensor:
-    """Declare the elements of ``t`` labels in the open watch; returns ``t``. Nothing happens outside a watch."""
+    """Declare the elements of ``t`` labels in the open watch; returns ``t``. A no-op outside a watch."""
     return _current.label(t, positions, stream) if _current is not None else t
 
 

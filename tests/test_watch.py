@@ -146,9 +146,15 @@ def test_a_watch_is_used_once() -> None:
 
 def test_exception_travels_on_and_leaves_a_report() -> None:
     tokens = stream()
-    with pytest.raises(KeyError, match="stop"), causaltrace.watch(tokens) as trace:
-        score_all(Toy(), tokens)
-        raise KeyError("stop")
+    trace = causaltrace.watch(tokens)
+
+    def stopped() -> None:
+        with trace:
+            score_all(Toy(), tokens)
+            raise KeyError("stop")
+
+    with pytest.raises(KeyError, match="stop"):
+        stopped()
     report = trace.report
     assert report.scored == len(tokens) - 1
     assert report.status == "unverified" and report.error is not None and "stop" in report.error

@@ -28,9 +28,12 @@ class Finder:
     """Looks at integer inputs of operations that shadow memory knows nothing about."""
 
     def __init__(
-        self, tracer: Tracer, given: list[tuple[str, Tensor]], add: Callable[[str, Tensor], object],
+        self,
+        tracer: Tracer,
+        given: list[tuple[str, Tensor]],
+        add: Callable[[str, Tensor], object],
         note: Callable[[str, str, bool], None],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._tracer, self._add, self._note = tracer, add, note
         self._given = [t for _, t in given]
         self.searching = not given
@@ -56,7 +59,7 @@ class Finder:
                     self._candidate(t)
         elif op.name == "embedding":
             for t in inputs:
-                if t.dtype in INTEGERS and not id(storage_of(t)) in self._tracer.memory.entries:
+                if t.dtype in INTEGERS and id(storage_of(t)) not in self._tracer.memory.entries:
                     self._copy(t)
 
     def _candidate(self, t: Tensor) -> None:
@@ -76,9 +79,11 @@ class Finder:
         if len(self._found) == 2:
             shapes = " and ".join(str(list(f.shape)) for f in self._found)
             self._note(
-                f"several integer tensors from outside were used (shapes {shapes}), and which ones hold labels "
-                "cannot be told", "pass the token stream: watch(tokens), and slice inputs and targets from it", True,
-            )  # fmt: skip
+                f"several integer tensors from outside were used (shapes {shapes}), and which ones hold "
+                "labels cannot be told",
+                "pass the token stream: watch(tokens), and slice inputs and targets from it",
+                True,
+            )
 
     def _copy(self, t: Tensor) -> None:
         """Does an unlabelled tensor repeat a run of the labels?"""
@@ -94,11 +99,12 @@ class Finder:
                 flat = given.flatten().cpu()
                 if flat.numel() >= RUN and bool((flat.unfold(0, RUN, 1) == head).all(-1).any()):
                     self._note(
-                        f"a table is read with a tensor of shape {list(t.shape)} that repeats the watched labels but "
-                        "is not sliced from them: what it carries is not followed",
+                        f"a table is read with a tensor of shape {list(t.shape)} that repeats the watched "
+                        "labels but is not sliced from them: what it carries is not followed",
                         "slice inputs from the watched tokens inside the block, or declare the tensor with "
-                        "causaltrace.label(t, positions=...)", True,
-                    )  # fmt: skip
+                        "causaltrace.label(t, positions=...)",
+                        True,
+                    )
                     return
 
 

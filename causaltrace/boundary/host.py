@@ -22,9 +22,16 @@ from causaltrace.tracer import Tracer
 
 #: Methods that hand a tensor's values or memory to something that is not torch.
 LEAVING = (
-    "tolist", "numpy", "__array__", "__dlpack__", "data_ptr", "untyped_storage", "storage", "__reduce_ex__",
+    "tolist",
+    "numpy",
+    "__array__",
+    "__dlpack__",
+    "data_ptr",
+    "untyped_storage",
+    "storage",
+    "__reduce_ex__",
     "__cuda_array_interface__",
-)  # fmt: skip
+)
 #: Functions that make tensors from Python or numpy data.
 ENTERING = ("tensor", "as_tensor", "asarray", "from_numpy", "frombuffer", "from_dlpack")
 

@@ -159,7 +159,8 @@ TABLE: dict[str, Rule] = {
     **_rows(LEAVE, matmul.distances, "_cdist_forward _euclidean_dist"),
     **_rows(LEAVE, matmul.distances_backward, "_cdist_backward"),
     # -- attention: S(q_i) | S(mask_i) | union of S(k_j) | S(v_j) over visible j
-    **_rows(LEAVE, attention.forward, "scaled_dot_product_attention _scaled_dot_product_flash_attention_for_cpu "
+    **_rows(LEAVE, attention.forward, "scaled_dot_product_attention "
+            "_scaled_dot_product_flash_attention_for_cpu "
             "_scaled_dot_product_flash_attention _scaled_dot_product_efficient_attention "
             "_scaled_dot_product_cudnn_attention _scaled_dot_product_fused_attention_overrideable"),
     **_rows(LEAVE, attention.backward, "_scaled_dot_product_flash_attention_for_cpu_backward "

@@ -41,7 +41,7 @@ WAYS: dict[str, Callable[[Tensor], float]] = {
     "nonzero": lambda t: float(len(t.flatten().nonzero())),
     "mask": lambda t: float(t[t > 0].shape[0]),
     "unique": lambda t: float(t.unique().shape[0]),
-    "iterate": lambda t: float([x.item() for x in t.flatten()][0]),
+    "iterate": lambda t: float(next(x.item() for x in t.flatten())),
     "deepcopy": lambda t: copy.deepcopy(t).sum().item(),
     "one_hot classes": lambda t: float(F.one_hot(t.long().abs().flatten() % 5).shape[-1]),
 }
