@@ -13,6 +13,7 @@ from causaltrace.site import Site
 
 _TORCH = os.path.dirname(torch.__file__) + os.sep
 _OURS = os.path.dirname(__file__) + os.sep
+_TRANSFORMS = os.path.join("_functorch", "eager_transforms.py")
 _internal: dict[str, bool] = {}
 
 
@@ -30,6 +31,16 @@ def internal(filename: str) -> bool:
 def modules_running() -> list[torch.nn.Module]:
     """Modules whose forward is on the stack, outermost first."""
     return _look(modules=True)[1]
+
+
+def in_gradient_transform() -> bool:
+    """Is ``torch.func.grad`` or a relative running? What it sums is an objective, though nothing requires grad."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_filename.endswith(_TRANSFORMS):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _look(modules: bool) -> tuple[FrameType | None, list[torch.nn.Module]]:

@@ -71,6 +71,8 @@ class Entry:
 
 
 def geometry(t: Tensor) -> Geometry:
+    if t.is_nested:  # no sizes and strides: one value for all that the storage holds
+        return Geometry(0, (storage_of(t).nbytes() // t.itemsize,), (1,), t.itemsize)
     return Geometry(int(t.storage_offset()), t.shape, t.stride(), t.itemsize)
 
 
@@ -86,6 +88,8 @@ class Memory:
         if entry is None:
             return None
         view = geometry(t)
+        if t.is_nested:
+            return entry.shadow.planes(lambda cells: self._algebra.everything(cells, t.ndim))
         if view == entry.base:
             return entry.shadow
         if view not in entry.views:
@@ -116,6 +120,9 @@ class Memory:
         view = geometry(t)
         if shadow is not None:
             ndim = len(view.sizes)
+            if t.is_nested:
+                shadow = shadow.planes(lambda cells: self._algebra.everything(cells, 1))
+            assert shadow is not None
             if (
                 not shadow.plain
                 or shadow.support is None

@@ -12,6 +12,7 @@ from causaltrace import rules
 from causaltrace._compat import in_backward
 from causaltrace.lattice.cells import Algebra, Cells
 from causaltrace.ledger import Ledger, Pending
+from causaltrace.places import in_gradient_transform
 from causaltrace.readout import onehot, selector, targets, unchanged
 from causaltrace.rules.call import OpCall, live
 from causaltrace.schema import Op, tensors
@@ -57,6 +58,7 @@ class Step:
         "bound",
         "index",
         "inputs",
+        "kind",
         "moved",
         "op",
         "out",
@@ -74,6 +76,7 @@ class Step:
         self.moved: set[int] = set()
         self.index: Tensor | None = None
         self.reduced = False
+        self.kind = op.rule.kind
         read, shadows = tracer.memory.read, self.shadows
         for value in bound.values():
             if isinstance(value, Tensor):
@@ -84,6 +87,10 @@ class Step:
             shadow = read(t)
             if shadow is not None:
                 shadows[id(t)] = shadow
+            if t.is_nested:
+                self.kind = rules.OPAQUE
+        if any(t.is_nested for t in outs):
+            self.kind = rules.OPAQUE
 
     def after(self) -> After:
         """Supports of the results, and what happened to readouts on the way."""
@@ -94,7 +101,7 @@ class Step:
             hedged = hedged or shadow[1] is not None
         if special:
             self._sort_inputs()
-        if self.op.rule.kind == rules.OPAQUE:
+        if self.kind == rules.OPAQUE:
             possible = self._opaque(special)
             support: list[Cells | None] = [None] * len(possible)
         else:
@@ -129,7 +136,7 @@ class Step:
             for t in tensors(value):
                 (chosen if name in SELECTORS else self.moved).add(id(t))
         self.moved -= chosen
-        if self.op.rule.kind == rules.READ:
+        if self.kind == rules.READ:
             self.index = selector(self.op, self.bound, self.tracer.memory.read)
             self.reduced = (
                 self.index is not None
@@ -140,7 +147,7 @@ class Step:
     def cells(self, plane: str) -> Callable[[Tensor], Cells | None]:
         """Support of an input on a plane. Where an op moves elements, labels and readouts move with them
         on planes of their own; everywhere else they are causes like any other."""
-        moves = self.op.rule.kind in (rules.MOVE, rules.READ)
+        moves = self.kind in (rules.MOVE, rules.READ)
         label = None if self.index is None or self.reduced else id(self.index)
         shadows, depends, moved = self.shadows, self.tracer.ledger.depends, self.moved
 
@@ -181,7 +188,8 @@ class Step:
         return OpCall(self.op.name, self.bound, cells, algebra, plane, self.backward, self.out, selects, bare)
 
     def _run(self, plane: str, special: bool) -> list[Cells | None]:
-        result = self.op.rule.fn(self.call(plane, special))
+        rule = rules.UNKNOWN.fn if self.kind == rules.OPAQUE else self.op.rule.fn
+        result = rule(self.call(plane, special))
         if not isinstance(result, list):
             return [result]
         out = self.out
@@ -206,9 +214,10 @@ class Step:
 
     def _readouts(self, after: After) -> None:
         """Labels, readouts and objectives through the op."""
-        kind, tracer = self.op.rule.kind, self.tracer
+        kind, tracer = self.kind, self.tracer
         moves = kind in (rules.MOVE, rules.READ)
         objective = torch.is_grad_enabled() and any(t.requires_grad for t in self.inputs)
+        objective = objective or in_gradient_transform()
         carriers = self._carriers()
         pending = tuple(dict.fromkeys(p for s in self.shadows.values() for p in s.pending))
         first = after.shadows[0] if after.shadows else Shadow()

@@ -411,7 +411,6 @@ def test_other_calls(wrap: Callable[[nn.Module], Callable[..., Tensor]], fitted:
     assert check(*runs, *exact) == (set(range(SPLIT + 1, LENGTH + 1)) if fitted == LENGTH else set())
 
 
-@pytest.mark.xfail(reason="in torch.func nothing requires grad: an objective looks like a score", strict=True)
 def test_gradients_by_torch_func() -> None:
     """A fit with torch.func.grad instead of backward."""
 

@@ -510,7 +510,6 @@ def test_a_padding_mask_made_of_labels(kind: str, mode: Mode) -> None:
     assert not check(mode.scoring(net), tokens).violating
 
 
-@pytest.mark.xfail(reason="nested tensors have no geometry", raises=RuntimeError, strict=True)
 def test_nested_tensors_are_never_wrong() -> None:
     """TransformerEncoder packs padded batches into nested tensors on its fast path."""
 

@@ -98,7 +98,9 @@ class Algebra:
         history.append((weakref.ref(cells), size, self._passes))
         self.history_bytes += size
         oldest = self._passes - HISTORY_PASSES
-        while self.history_bytes > HISTORY_BYTES or len(history) > HISTORY_ENTRIES or history[0][2] < oldest:
+        while history and (
+            self.history_bytes > HISTORY_BYTES or len(history) > HISTORY_ENTRIES or history[0][2] < oldest
+        ):
             old, size, _ = history.popleft()
             self.history_bytes -= size
             if (value := old()) is not None:
