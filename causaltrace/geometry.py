@@ -16,7 +16,7 @@ from torch import Tensor
 #: A view that carries is read from the fully expanded base if that is at most so many times larger.
 EXPAND = 4
 #: Elements that a compressed shadow may be expanded to for such a view.
-MATERIALISE = 1 << 20
+MATERIALISE = 1 << 16
 
 
 class Geometry(NamedTuple):
@@ -140,9 +140,9 @@ def view_of(data: Tensor, base: Geometry, view: Geometry) -> Tensor:
         offset = data.storage_offset() + sum(f * d.data for f, d in zip(first, base_digits, strict=True))
         return data.as_strided((*sizes, width), (*jump, data.stride(-1)), offset)
     if data.shape[-1] > 1 and math.prod(base.sizes) > MATERIALISE and data.shape[:-1] != base.sizes:
-        # too large to spell out: the smallest dim is joined (never of labels and readouts, width 1)
-        smallest = min((n, d) for d, n in enumerate(data.shape[:-1]) if n > 1)[1]
-        return view_of(data.amax(smallest, keepdim=True), base, view)
+        # too large to spell out: the innermost dim is joined (never of labels and readouts, width 1)
+        inner = min((base.strides[d], d) for d, n in enumerate(data.shape[:-1]) if n > 1)[1]
+        return view_of(data.amax(inner, keepdim=True), base, view)
     if math.prod(base.sizes) <= EXPAND * math.prod(view.sizes) and data.shape[:-1] != base.sizes:
         order = sorted(range(len(base.sizes)), key=lambda d: -base.strides[d])
         full = data.expand(*base.sizes, width).permute(*order, -1).contiguous()

@@ -34,7 +34,7 @@ def modules_running() -> list[torch.nn.Module]:
 
 
 def in_gradient_transform() -> bool:
-    """Is ``torch.func.grad`` or a relative running? What it sums is an objective, though nothing requires grad."""
+    """Is ``torch.func.grad`` or a relative running? Nothing requires grad in it, but what it sums is an objective."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         if frame.f_code.co_filename.endswith(_TRANSFORMS):

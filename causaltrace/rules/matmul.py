@@ -18,7 +18,8 @@ def product(op: OpCall, a: Tensor, b: Tensor, ca: Cells | None, cb: Cells | None
     if ca is None and cb is None:
         return None
     # where both factors are 0, one has to vouch for it: B where B[k, :] is 0 (a gradient), else A
-    dead = (b == 0).all(-1, keepdim=True) if op.backward and ca is not None and cb is not None else None
+    both = op.backward and ca is not None and cb is not None
+    dead = ~live(b, range(b.ndim - 1)) if both else None
     left, cut = _side(op, ca, a, b)
     right, _ = _side(op, cb, b, a, transposed=True, always=dead)
     if cut and cb is not None:
@@ -62,7 +63,7 @@ def _side(
     if own is None:
         return None, False
     lattice = op.lattice
-    rows, keys = (-2, -1) if transposed else (-1, -2)  # factor's free and contracted dims
+    keys = -1 if transposed else -2  # factor's contracted dim
     contracted = len(own.dims) + (-2 if transposed else -1)
     along = own.dims[contracted] != 1
     if not along:
@@ -74,19 +75,20 @@ def _side(
             mask = mask | always.any(-2, keepdim=True)
         kept = lattice.keep(own, mask)
         return kept, kept is not own
-    mask = factor != 0 if always is None else (factor != 0) | always.transpose(-1, -2)
+    free = own.dims[-1 if transposed else -2]
+    feature = factor.ndim == 2 and op.backward and factor.shape[0] != factor.shape[1]
+    if free > COLUMNS or feature and factor.requires_grad or _dense(factor):
+        return lattice.reduce(own, [contracted]), False
+    mask = live(factor, (factor.ndim + keys,)) if feature else factor != 0  # features share one mask
+    if always is not None:
+        mask = mask | always.transpose(-1, -2)
     if mask.ndim > 2:
         batch = own.dims[:-2]
         for d in range(mask.ndim - 2):
             if batch[d] == 1 and mask.shape[d] != 1:  # heads that share supports share one mask
                 mask = mask.any(d, keepdim=True)
-    free = own.dims[-1 if transposed else -2]
-    if mask.device.type == "cpu" and bool(mask.all()) or free > COLUMNS:
+    if mask.device.type == "cpu" and bool(mask.all()):
         return lattice.reduce(own, [contracted]), False
-    if (
-        factor.ndim == 2 and op.backward and factor.shape[0] != factor.shape[1]
-    ):  # weight gradients: one mask for all features
-        mask = mask.any(rows, keepdim=True)
     if not transposed:
         mask = mask.transpose(-1, -2)
         own = _swapped(op, own)
@@ -95,6 +97,13 @@ def _side(
     if out is not None and not transposed:
         out = _swapped(op, out)
     return out, True
+
+
+def _dense(factor: Tensor) -> bool:
+    """Has it no zeros? On the host only, where looking is cheap."""
+    if factor.device.type != "cpu" or not factor.dtype.is_floating_point or not factor.numel():
+        return False
+    return bool(factor.abs().amin())
 
 
 def _contract(op: OpCall, mask: Tensor, x: Cells) -> Cells | None:
