@@ -34,7 +34,7 @@ def modules_running() -> list[torch.nn.Module]:
 
 
 def in_gradient_transform() -> bool:
-    """Is ``torch.func.grad`` or a relative running? Nothing requires grad in it, but what it sums is an objective."""
+    """Is ``torch.func.grad`` or a relative running? What it sums is an objective, whatever requires grad."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         if frame.f_code.co_filename.endswith(_TRANSFORMS):
@@ -76,7 +76,7 @@ def _path(modules: list[torch.nn.Module]) -> str:
 
 def site(op: str, phase: str) -> Site:
     """The user's line that runs ``op``; forward operations know their module too."""
-    frame, modules = _look(modules=phase not in ("update", "host"))
+    frame, modules = _look(modules=phase in ("forward", "readout"))
     if frame is None:
         return Site(phase, op, "<autograd thread>", 0)
     code = frame.f_code

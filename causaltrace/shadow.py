@@ -57,6 +57,7 @@ class Shadow(NamedTuple):
 
 
 _PLAIN: tuple[object, ...] = (None, None, None, None, (), False)
+_UNHEDGED = (None, *_PLAIN)
 _NOTHING = (None, None, *_PLAIN)
 
 
@@ -90,8 +91,17 @@ class Memory:
         view = geometry(t)
         if t.is_nested:
             return entry.shadow.planes(lambda cells: self._algebra.everything(cells, t.ndim))
+        shadow = entry.shadow
         if view == entry.base:
-            return entry.shadow
+            return shadow
+        cells = shadow.support
+        if (
+            cells is not None
+            and cells.uniform
+            and len(cells.dims) == len(view.sizes)
+            and shadow[1:] == _UNHEDGED
+        ):
+            return shadow  # one value for all elements is one value for any view with as many dims
         if view not in entry.views:
             entry.views[view] = entry.shadow.planes(lambda cells: self._view(cells, entry.base, view))
         return entry.views[view]

@@ -74,9 +74,17 @@ class Algebra:
 
     # -- making ---------------------------------------------------------------------------------------
 
-    def make(self, fn: Callable[..., Tensor], *parents: Cells, held: int = 0, share: bool = True) -> Cells:
-        """``fn`` over the parents' data. ``held``: bytes that ``fn`` itself keeps alive."""
-        data = fn(*[p.data for p in parents])
+    def make(
+        self,
+        fn: Callable[..., Tensor],
+        *parents: Cells,
+        held: int = 0,
+        share: bool = True,
+        data: Tensor | None = None,
+    ) -> Cells:
+        """``fn`` over the parents' data (``data``, if known). ``held``: bytes that ``fn`` keeps alive."""
+        if data is None:
+            data = fn(*[p.data for p in parents])
         if share and data.device.type == "cpu":  # comparing is free where no device must be waited for
             for parent in parents:
                 if parent.data.shape == data.shape and torch.equal(parent.data, data):
@@ -159,24 +167,29 @@ class Algebra:
             lattice = self.lattice
             made = self._cached(
                 ("reduce", id(x), full),
-                lambda: self.compressed(self.make(lambda data: lattice.reduce(data, full), x)),
+                lambda: self.compressed(lambda data: lattice.reduce(data, full), x),
                 x,
             )
             assert made is not None
             out = made
         return out if keepdim or not dims else self.squeeze(out, dims)
 
-    def compressed(self, x: Cells | None) -> Cells | None:
-        """``x`` without the dims along which it turns out to be the same; on the host only."""
-        if x is None or x.uniform or x.data.device.type != "cpu" or x.data.numel() > COMPRESS_LIMIT:
-            return x
-        for d, n in enumerate(x.dims):
-            if n > 1:
-                first = x.data.narrow(d, 0, 1)
-                if bool((x.data == first).all()):
-                    dim = d
-                    x = self.make(lambda data, dim=dim: data.narrow(dim, 0, 1), x, share=False)
-        return x
+    def compressed(self, fn: Callable[[Tensor], Tensor], x: Cells, held: int = 0) -> Cells:
+        """``fn`` over the data, without the dims along which the result turns out to be the same; looked at
+        on the host only."""
+        data = fn(x.data)
+        same: list[int] = []
+        if data.device.type == "cpu" and data.shape[-1] < data.numel() <= COMPRESS_LIMIT:
+            dims = [d for d in range(data.ndim - 1) if data.shape[d] != 1]
+            first = data[(slice(0, 1),) * (data.ndim - 1)]
+            if bool((data == first).all()):
+                same = dims
+            elif len(dims) > 1:
+                same = [d for d in dims if bool((data == data.narrow(d, 0, 1)).all())]
+        if not same:
+            return self.make(fn, x, held=held, data=data)
+        cut = tuple(slice(0, 1) if d in same else slice(None) for d in range(data.ndim))
+        return self.make(lambda data: fn(data)[cut], x, held=held, data=data[cut])
 
     def everything(self, x: Cells | None, ndim: int = 0) -> Cells | None:
         """Join over all elements, as one value for a tensor of ``ndim`` dims."""
@@ -216,7 +229,7 @@ class Algebra:
         if x.data.shape[-3] == 1:  # the same for every key: bottom only where no key is kept
             return self.keep(x, mask.any(-1, keepdim=True))
         lattice = self.lattice
-        return self.compressed(self.make(lambda data: lattice.contract(mask, data), x, held=mask.numel()))
+        return self.compressed(lambda data: lattice.contract(mask, data), x, held=mask.numel())
 
     def indirect(self, x: Cells | None) -> Cells | None:
         """``x`` after a backward pass."""

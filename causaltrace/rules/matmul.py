@@ -18,7 +18,7 @@ def product(op: OpCall, a: Tensor, b: Tensor, ca: Cells | None, cb: Cells | None
     if ca is None and cb is None:
         return None
     # where both factors are 0, one has to vouch for it: B where B[k, :] is 0 (a gradient), else A
-    both = op.backward and ca is not None and cb is not None
+    both = op.backward and ca is not None and cb is not None and not b.requires_grad
     dead = ~live(b, range(b.ndim - 1)) if both else None
     left, cut = _side(op, ca, a, b)
     right, _ = _side(op, cb, b, a, transposed=True, always=dead)
