@@ -66,7 +66,7 @@ def describe(func: torch._ops.OpOverload) -> Op:
         if SHAPED.intersection(func.tags)
         else (),
         shares=rule.kind == rules.POINT
-        and not written
+        and written in ((), ("self",))
         and name not in ("fill", "pow")
         and len(schema.returns) == 1
         and not packet.startswith("_foreach_"),

@@ -113,7 +113,7 @@ class Memory:
         out = cells.moved.get(key)
         if out is None:
             try:
-                out = self._algebra.move(cells, lambda data: view_of(data, base, view))
+                out = self._algebra.viewed(cells, lambda data: view_of(data, base, view))
             except IndexError:  # the storage grew: what is new may have been written by anything seen before
                 out = self._algebra.everything(cells, len(view.sizes))
                 assert out is not None

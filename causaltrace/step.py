@@ -68,29 +68,36 @@ class Step:
         "tracer",
     )
 
-    def __init__(self, tracer: Context, op: Op, bound: dict[str, Any], out: Any, outs: list[Tensor]) -> None:
+    def __init__(
+        self,
+        tracer: Context,
+        op: Op,
+        bound: dict[str, Any],
+        out: Any,
+        outs: list[Tensor],
+        known: dict[int, Shadow],
+    ) -> None:
+        """``known``: shadows by ``id`` of the tensors that have one."""
         self.tracer, self.op, self.bound, self.out, self.outs = tracer, op, bound, out, outs
         self.backward = in_backward()
         self.inputs: list[Tensor] = []
-        self.shadows: dict[int, Shadow] = {}
         self.moved: set[int] = set()
         self.index: Tensor | None = None
         self.reduced = False
         self.kind = op.rule.kind
-        read, shadows = tracer.memory.read, self.shadows
         for value in bound.values():
             if isinstance(value, Tensor):
                 self.inputs.append(value)
             elif isinstance(value, (list, tuple)):
                 self.inputs += tensors(value)
+        ids = {id(t) for t in self.inputs}
+        self.shadows = {i: s for i, s in known.items() if i in ids}
         for t in self.inputs:
-            shadow = read(t)
-            if shadow is not None:
-                shadows[id(t)] = shadow
             if t.is_nested:
                 self.kind = rules.OPAQUE
-        if any(t.is_nested for t in outs):
-            self.kind = rules.OPAQUE
+        for t in outs:
+            if t.is_nested:
+                self.kind = rules.OPAQUE
 
     def after(self) -> After:
         """Supports of the results, and what happened to readouts on the way."""

@@ -117,38 +117,36 @@ class Tracer(TorchDispatchMode):
             if in_backward() != self._backward:  # a new pass begins
                 self._backward = not self._backward
                 self.algebra.forget()
-            if op.shares and (shadow := self._shared(inputs, touched, args)) is not None:
+            read = self.memory.read
+            shadows = {id(t): s for t in touched if (s := read(t)) is not None}
+            if op.shares and (shadow := self._shared(inputs, touched, args, shadows)) is not None:
                 out = func(*args, **kwargs)
-                self.memory.write(out, shadow)
+                if not op.written:
+                    self.memory.write(out, shadow)
                 return out
             bound = op.bind(args, kwargs)
             if op.written:
-                return self._in_place(op, func, kwargs, args, bound)
+                return self._in_place(op, func, kwargs, args, bound, shadows)
             out = func(*args, **kwargs)
             self._op_name = op.full
             outs = tensors(out)
-            self._write(outs, self._step(op, bound, out, outs))
+            self._write(outs, self._step(op, bound, out, outs, shadows))
             return out
 
-    def _shared(self, inputs: list[Tensor], touched: list[Tensor], args: tuple[Any, ...]) -> Shadow | None:
+    def _shared(
+        self, inputs: list[Tensor], touched: list[Tensor], args: tuple[Any, ...], shadows: dict[int, Shadow]
+    ) -> Shadow | None:
         """The one shadow of all operands of an element-wise op: its result has the same."""
-        if (
-            len(inputs) != len(touched)
-            or len(inputs) != len(args)
-            and 0 in [a for a in args if type(a) in _NUMBERS]
-        ):
+        if self._backward or len(inputs) != len(touched):
             return None
-        first, shape = self.memory.read(touched[0]), touched[0].shape
-        if first is None or not first.plain or first.possible is not None or self._backward:
+        if len(inputs) != len(args) and 0 in [a for a in args if type(a) in _NUMBERS]:
+            return None  # a zero may cut its partner: the rule decides
+        first, shape = shadows.get(id(touched[0])), touched[0].shape
+        if first is None or not first.plain or first.possible is not None:
             return None
         for t in touched[1:]:
-            other = self.memory.read(t)
-            if (
-                t.shape != shape
-                or other is None
-                or other.support is not first.support
-                or other[1:] != first[1:]
-            ):
+            other = shadows.get(id(t))
+            if other is None or other[0] is not first[0] or other[1:] != first[1:] or t.shape != shape:
                 return None
         return first
 
@@ -159,7 +157,9 @@ class Tracer(TorchDispatchMode):
             self.finder.made(outs)
         after.report(self)
 
-    def _in_place(self, op: Op, func: Any, kwargs: Any, args: Any, bound: dict[str, Any]) -> Any:
+    def _in_place(
+        self, op: Op, func: Any, kwargs: Any, args: Any, bound: dict[str, Any], shadows: dict[int, Shadow]
+    ) -> Any:
         """Rules of in-place ops run first, while the old values can still be looked at."""
         written = [t for name in op.written for t in tensors(bound.get(name))]
         early = op.written[0] == "self"
@@ -167,28 +167,29 @@ class Tracer(TorchDispatchMode):
             name: value for name, value in bound.items() if name not in op.outs
         }  # what they held is lost
         if early:
-            after = self._step(op, bound, None, written)
+            after = self._step(op, bound, None, written, shadows)
         out = func(*args, **kwargs)
         self._op_name = op.full
         if not early:
             fresh = [] if op.outs else [t for t in tensors(out) if all(t is not w for w in written)]
             written = fresh + written
-            after = self._step(op, bound, written if fresh else out, written)
+            after = self._step(op, bound, written if fresh else out, written, shadows)
         if self.updating:  # an update is a step of the path even where it changes no support
             stamp = self.algebra.stamp
             after.shadows = [s._replace(support=stamp(s.support)) if s.support else s for s in after.shadows]
         self._write(written, after)
         return out
 
-    def _step(self, op: Op, bound: dict[str, Any], out: Any, outs: list[Tensor]) -> After:
+    def _step(
+        self, op: Op, bound: dict[str, Any], out: Any, outs: list[Tensor], shadows: dict[int, Shadow]
+    ) -> After:
         """Supports of the results, and what happened to readouts on the way; foreach ops one by one."""
         if not op.foreach:
-            return Step(
-                self, op, bound, out if out is not None else outs[0] if len(outs) == 1 else outs, outs
-            ).after()
+            result = out if out is not None else outs[0] if len(outs) == 1 else outs
+            return Step(self, op, bound, result, outs, shadows).after()
         after = After()
         for i, t in enumerate(outs):
-            step = Step(self, op, _element(bound, len(outs), i), t, [t]).after()
+            step = Step(self, op, _element(bound, len(outs), i), t, [t], shadows).after()
             after.shadows += step.shadows[:1]
             after.leaving += step.leaving
             after.candidates += step.candidates

@@ -256,6 +256,10 @@ class Algebra:
         """``fn`` over the data, for movements of elements."""
         return self.make(fn, x, held=held, share=False)
 
+    def viewed(self, x: Cells, fn: Callable[[Tensor], Tensor]) -> Cells:
+        """``fn`` over the data, for a view: no line of the program moved anything, so there is no site."""
+        return Cells(fn(x.data), Origin(fn, (x,), None))
+
     def reshaped(self, x: Cells, dims: tuple[int, ...]) -> Cells:
         """A view of the data with other dims of size 1."""
         if x.dims == dims:
