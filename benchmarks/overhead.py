@@ -20,7 +20,7 @@ Work = Callable[[torch.nn.Module, Tensor], None]
 
 def score(model: torch.nn.Module, tokens: Tensor, length: int = 512) -> None:
     """Score the stream chunk by chunk."""
-    total = torch.zeros((), dtype=torch.float64)
+    total = torch.zeros((), dtype=torch.float64, device=tokens.device)
     with torch.inference_mode():
         for start in range(0, len(tokens) - 1, length):
             x = tokens[start : start + length].unsqueeze(0)
@@ -33,7 +33,7 @@ def score(model: torch.nn.Module, tokens: Tensor, length: int = 512) -> None:
 def score_then_train(model: torch.nn.Module, tokens: Tensor, length: int = 512) -> None:
     """Score each chunk, then take one AdamW step on it."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    total = torch.zeros((), dtype=torch.float64)
+    total = torch.zeros((), dtype=torch.float64, device=tokens.device)
     for start in range(0, len(tokens) - 1, length):
         y = tokens[start + 1 : start + length + 1]
         x = tokens[start : start + len(y)].unsqueeze(0)

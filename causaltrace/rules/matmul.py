@@ -77,7 +77,7 @@ def _side(
         return kept, kept is not own
     free = own.dims[-1 if transposed else -2]
     feature = factor.ndim == 2 and op.backward and factor.shape[0] != factor.shape[1]
-    if free > COLUMNS or feature and factor.requires_grad or _dense(factor):
+    if free > COLUMNS or (factor.requires_grad if feature else _dense(factor)):
         return lattice.reduce(own, [contracted]), False
     mask = live(factor, (factor.ndim + keys,)) if feature else factor != 0  # features share one mask
     if always is not None:
