@@ -145,8 +145,8 @@ def matters(op: OpCall, factor: Tensor, own: Cells | None, partner: Tensor) -> b
     Gradients, masks and broadcast factors often hold exact zeros; a weight or an activation does not. In a
     backward pass these are told from gradients by requiring grad.
     """
-    if op.backward:
-        return not factor.requires_grad
-    if not factor.dtype.is_floating_point or factor.numel() < partner.numel():
-        return not (factor.requires_grad and own is None)
-    return own is None and not factor.requires_grad
+    if factor.requires_grad:
+        return False
+    return (
+        op.backward or own is None or not factor.dtype.is_floating_point or factor.numel() < partner.numel()
+    )
