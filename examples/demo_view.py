@@ -121,14 +121,10 @@ def _windows(data: Data) -> list[RenderableType]:
         table.add_row(f"  {name}", _status(row["status"], row["as_expected"]), count)
     lines: list[RenderableType] = [table]
     if data["state"] is not None:
-        state = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
-        state.add_column(no_wrap=True)
-        state.add_column(no_wrap=True, style="cyan")
-        state.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
-        for name, key in (("state updated at", "updated_at"), ("read again at", "read_at")):
+        for name, key in (("state updated at", "updated_at"), ("read again at   ", "read_at")):
             site = data["state"][key]
-            state.add_row(f"  {name}", site["place"], Text(site["source"]))
-        lines.append(state)
+            lines.append(Text.assemble(f"  {name}  ", (site["place"], "cyan")))
+            lines.append(Text(f"    {site['source']}"))
     by_label: dict[int, list[Data]] = defaultdict(list)
     for leak in data["leaks"]:
         by_label[leak["latest_label"]].append(leak)
