@@ -5,8 +5,6 @@ from __future__ import annotations
 import linecache
 from dataclasses import dataclass
 
-PHASES = ("input", "forward", "backward", "update", "readout", "score", "host")
-
 
 @dataclass(frozen=True, slots=True)
 class Site:

@@ -92,10 +92,7 @@ class Step:
                 self.inputs += tensors(value)
         ids = {id(t) for t in self.inputs}
         self.shadows = {i: s for i, s in known.items() if i in ids}
-        for t in self.inputs:
-            if t.is_nested:
-                self.kind = rules.OPAQUE
-        for t in outs:
+        for t in (*self.inputs, *outs):
             if t.is_nested:
                 self.kind = rules.OPAQUE
 

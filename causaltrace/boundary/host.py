@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from causaltrace.places import internal
+from causaltrace.schema import tensors
 from causaltrace.tracer import Tracer
 
 #: Methods that hand a tensor's values or memory to something that is not torch.
@@ -94,7 +95,7 @@ class Host:
         def wrapper(data: Any, *args: Any, **kwargs: Any) -> Any:
             out = original(data, *args, **kwargs)
             if not isinstance(data, Tensor):
-                tracer.host_data(out, _inside(data))
+                tracer.host_data(out, tensors(data))
             return out
 
         return wrapper
@@ -114,15 +115,3 @@ class Host:
                 tracer.quiet -= 1
 
         return wrapper
-
-
-def _inside(data: Any) -> list[Tensor]:
-    """Tensors inside nested sequences, whose values the constructor reads without an operation."""
-    if isinstance(data, Tensor):
-        return [data]
-    if isinstance(data, (list, tuple)):
-        out: list[Tensor] = []
-        for item in data:
-            out += _inside(item)
-        return out
-    return []

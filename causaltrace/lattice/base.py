@@ -38,6 +38,10 @@ class Lattice(Protocol):
         """``x`` where ``mask [*dims]`` is true, else bottom."""
         ...
 
+    def indirect(self, x: Tensor) -> Tensor:
+        """The same labels, marked as having passed through a backward pass."""
+        ...
+
     def contract(self, mask: Tensor, x: Tensor) -> Tensor:
         """``out[..., q, 1] = join of x[..., k, 1] over the k with mask[..., q, k]``."""
         ...

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from causaltrace.lattice.base import Lattice
 from causaltrace.lattice.horizon import Horizon
 from causaltrace.site import Site
 
@@ -64,7 +65,7 @@ class Algebra:
     """Operations on ``Cells | None``, where None is bottom."""
 
     def __init__(self, site: Callable[[], Site]) -> None:
-        self.lattice = Horizon()
+        self.lattice: Lattice = Horizon()
         self._site = site
         self._memo: OrderedDict[tuple[object, ...], tuple[Cells | None, tuple[Cells, ...]]] = OrderedDict()
         self._history: deque[tuple[weakref.ref[Cells], int, int]] = deque()

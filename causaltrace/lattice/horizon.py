@@ -21,7 +21,6 @@ class Horizon:
 
     width = 2
     bottom = -1
-    latest, unscored = 0, 1
 
     def read(self, positions: Tensor, scored: Tensor) -> Tensor:
         position = positions[..., 0].to(torch.int32)

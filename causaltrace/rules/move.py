@@ -210,12 +210,10 @@ def slice_backward(op: OpCall) -> Result:
     if c is None:
         return None
     sizes = list(op.args["input_sizes"] if "input_sizes" in op.args else op.args["input_size"])
-    return _scatter_view(op, c, None, sizes, op.tensor("grad_output").shape)
+    return _scatter_view(op, c, None, sizes)
 
 
-def _scatter_view(
-    op: OpCall, c: Cells, base: Cells | None, sizes: Sequence[int], view_shape: torch.Size
-) -> Cells:
+def _scatter_view(op: OpCall, c: Cells, base: Cells | None, sizes: Sequence[int]) -> Cells:
     """``base`` with the view that the op's arguments name replaced by ``c``."""
 
     def view(full: Tensor) -> Tensor:
@@ -243,7 +241,7 @@ def _scatter_view(
     # dims that the view does not touch and along which nothing varies stay compressed
     named = {int(op.get(k, 0)) % len(sizes) for k in ("dim", "dim1", "dim2") if k in op.args}
     shrunk = list(sizes)
-    if not op.name.startswith("diagonal") and (base is None or base.data.numel() >= 0):
+    if not op.name.startswith("diagonal"):
         dim = next(iter(named)) if named else 0
         for d in range(len(sizes)):
             if d == dim:
@@ -267,7 +265,7 @@ def slice_scatter(op: OpCall) -> Result:
     if c is None:
         blank = torch.full((1,) * op.tensor("src").ndim + (some.data.shape[-1],), -1, device=some.data.device)
         c = Cells(blank.to(some.data.dtype))
-    return _scatter_view(op, c, base, list(x.shape), op.tensor("src").shape)
+    return _scatter_view(op, c, base, list(x.shape))
 
 
 def rearranged(op: OpCall) -> Result:
