@@ -9,9 +9,8 @@ from torch import Tensor
 storage_of = torch._C.TensorBase.untyped_storage
 
 
-def in_backward() -> bool:
-    """Is the current operation run by the autograd engine?"""
-    return torch._C._current_autograd_node() is not None
+#: The autograd node that is running; None outside a backward pass.
+current_node = torch._C._current_autograd_node
 
 
 def has_composite_kernel(func: torch._ops.OpOverload) -> bool:

@@ -7,6 +7,7 @@ from one digit into the next is a strided view of the base's shadow too; one tha
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -68,11 +69,13 @@ def nested(base: Geometry) -> bool:
     return True
 
 
-def digits(base: Geometry, data: Tensor, merge: bool = True) -> list[Digit]:
-    """The base's dims as digits, largest stride first, neighbours merged where both layouts allow it."""
-    steps = data.stride()
+def digits(
+    base: Geometry, dims: tuple[int, ...], strides: tuple[int, ...], merge: bool = True
+) -> list[Digit]:
+    """The base's dims as digits, largest stride first, neighbours merged where both layouts allow it.
+    ``dims``, ``strides``: those of the shadow, without the lanes."""
     out = [
-        Digit(n, s * base.itemsize, steps[d] if data.shape[d] != 1 else 0)
+        Digit(n, s * base.itemsize, strides[d] if dims[d] != 1 else 0)
         for d, (n, s) in enumerate(zip(base.sizes, base.strides, strict=True))
         if n > 1
     ]
@@ -111,6 +114,29 @@ def steps(base: list[Digit], start: int, view: Geometry) -> list[list[int]] | No
     return out
 
 
+@functools.lru_cache(maxsize=4096)
+def strided(
+    base: Geometry, view: Geometry, dims: tuple[int, ...], strides: tuple[int, ...]
+) -> tuple[list[int], list[int], int] | None:
+    """Sizes, strides and offset of ``view`` in a shadow with these dims, or None where an element carries.
+
+    Raises ``IndexError`` when the view reaches outside the base.
+    """
+    start = view.offset * view.itemsize - base.offset * base.itemsize
+    reach = sum((n - 1) * s for n, s in zip(view.sizes, view.strides, strict=True)) * view.itemsize
+    limit = (sum((n - 1) * s for n, s in zip(base.sizes, base.strides, strict=True)) + 1) * base.itemsize
+    if start < 0 or start + reach + view.itemsize > limit:
+        raise IndexError("view outside its base")
+    base_digits = digits(base, dims, strides)
+    moves = steps(base_digits, start, view)
+    if moves is None:
+        return None
+    first = decompose(start, base_digits)
+    jump = [sum(m * d.data for m, d in zip(move, base_digits, strict=True)) for move in moves]
+    sizes = [n if j else 1 for n, j in zip(view.sizes, jump, strict=True)]
+    return sizes, jump, sum(f * d.data for f, d in zip(first, base_digits, strict=True))
+
+
 def view_of(data: Tensor, base: Geometry, view: Geometry) -> Tensor:
     """The shadow data ``[*view dims, width]`` of ``view``, given those of ``base``.
 
@@ -125,20 +151,11 @@ def view_of(data: Tensor, base: Geometry, view: Geometry) -> Tensor:
             base.itemsize,
         )
         return view_of(data, base, wide).amax(-2)
-    start = view.offset * view.itemsize - base.offset * base.itemsize
-    reach = sum((n - 1) * s for n, s in zip(view.sizes, view.strides, strict=True)) * view.itemsize
-    limit = (sum((n - 1) * s for n, s in zip(base.sizes, base.strides, strict=True)) + 1) * base.itemsize
-    if start < 0 or start + reach + view.itemsize > limit:
-        raise IndexError("view outside its base")
-    base_digits = digits(base, data)
-    moves = steps(base_digits, start, view)
-    width = data.shape[-1]
-    if moves is not None:
-        first = decompose(start, base_digits)
-        jump = [sum(m * d.data for m, d in zip(move, base_digits, strict=True)) for move in moves]
-        sizes = [n if j else 1 for n, j in zip(view.sizes, jump, strict=True)]
-        offset = data.storage_offset() + sum(f * d.data for f, d in zip(first, base_digits, strict=True))
-        return data.as_strided((*sizes, width), (*jump, data.stride(-1)), offset)
+    width, stride = data.shape[-1], data.stride()
+    found = strided(base, view, data.shape[:-1], stride[:-1])
+    if found is not None:
+        sizes, jump, offset = found
+        return data.as_strided((*sizes, width), (*jump, stride[-1]), data.storage_offset() + offset)
     if data.shape[-1] > 1 and math.prod(base.sizes) > MATERIALISE and data.shape[:-1] != base.sizes:
         # too large to spell out: the innermost dim is joined (never of labels and readouts, width 1)
         inner = min((base.strides[d], d) for d, n in enumerate(data.shape[:-1]) if n > 1)[1]
@@ -148,6 +165,7 @@ def view_of(data: Tensor, base: Geometry, view: Geometry) -> Tensor:
         full = data.expand(*base.sizes, width).permute(*order, -1).contiguous()
         back = sorted(range(len(order)), key=order.__getitem__)
         return view_of(full.permute(*back, -1), base, view)
+    start = view.offset * view.itemsize - base.offset * base.itemsize
     return data[tuple(coordinates(data, base, view, start))]
 
 
@@ -180,7 +198,7 @@ def assign(data: Tensor, base: Geometry, view: Geometry, value: Tensor) -> Tenso
     """
     sizes = base.sizes
     start = view.offset * view.itemsize - base.offset * base.itemsize
-    plain = digits(base, data, merge=False)
+    plain = digits(base, data.shape[:-1], data.stride()[:-1], merge=False)
     moves = steps(plain, start, view)
     order = sorted((d for d, n in enumerate(sizes) if n > 1), key=lambda d: -base.strides[d])
     if moves is None:

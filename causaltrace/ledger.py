@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from causaltrace.lattice.cells import Algebra, Cells
-from causaltrace.shadow import Memory, Shadow
+from causaltrace.shadow import UNHEDGED, Memory, Shadow
 from causaltrace.site import Site
 
 POSITION_BITS = 30
@@ -229,8 +229,14 @@ class Ledger:
                 done[key] = (cells, None if bool((data < 0).all()) else out)
             return done[key][1]
 
+        settled: set[int] = set()
         for _, entry in self.memory.alive():
             old = entry.shadow
+            if old.support is not None and old[1:] == UNHEDGED:
+                number = id(old.support)
+                if number in settled or self.algebra.bounds(old.support)[1][1] < 0:  # nothing is unscored
+                    settled.add(number)
+                    continue
             changed = False
             planes: dict[str, Cells | None] = {}
             for name in ("support", "post"):
@@ -249,8 +255,7 @@ class Ledger:
                 planes["possible"] = None if same else raised
                 changed = True
             if changed:
-                entry.shadow = old._replace(**planes)  # type: ignore[arg-type]
-                entry.views.clear()
+                entry.set(old._replace(**planes))  # type: ignore[arg-type]
         if self.watermark is not None:
             self.watermark = fresh(self.watermark, True)
 

@@ -67,7 +67,7 @@ def describe(func: torch._ops.OpOverload) -> Op:
         else (),
         shares=rule.kind == rules.POINT
         and written in ((), ("self",))
-        and name not in ("fill", "pow")
+        and name not in ("fill", "normal", "bernoulli")
         and len(schema.returns) == 1
         and not packet.startswith("_foreach_"),
     )
@@ -77,9 +77,11 @@ def tensors(value: Any) -> list[Tensor]:
     """Tensors in an argument or a result: itself, or in lists and tuples."""
     if isinstance(value, Tensor):
         return [value]
+    out: list[Tensor] = []
     if isinstance(value, (list, tuple)):
-        out: list[Tensor] = []
         for v in value:
-            out += tensors(v)
-        return out
-    return []
+            if isinstance(v, Tensor):
+                out.append(v)
+            elif isinstance(v, (list, tuple)):
+                out += tensors(v)
+    return out

@@ -57,24 +57,32 @@ class Shadow(NamedTuple):
 
 
 _PLAIN: tuple[object, ...] = (None, None, None, None, (), False)
-_UNHEDGED = (None, *_PLAIN)
+#: All of a shadow but its support, where there is nothing else.
+UNHEDGED = (None, *_PLAIN)
 _NOTHING = (None, None, *_PLAIN)
 
 
 class Entry:
     """The shadow of one storage: its base geometry, and the views of it that were asked for."""
 
-    __slots__ = ("base", "ref", "shadow", "views")
+    __slots__ = ("base", "ndim", "ref", "shadow", "views")
 
     def __init__(self, ref: weakref.ref[torch.UntypedStorage], base: Geometry, shadow: Shadow) -> None:
-        self.ref, self.base, self.shadow = ref, base, shadow
+        self.ref, self.base = ref, base
+        self.set(shadow)
+
+    def set(self, shadow: Shadow) -> None:
+        self.shadow = shadow
         self.views: dict[Geometry, Shadow | None] = {}
+        cells = shadow.support
+        #: dims of the one value that all elements share; -1 where elements differ
+        self.ndim = len(cells.dims) if cells and cells.uniform and shadow[1:] == UNHEDGED else -1
 
 
 def geometry(t: Tensor) -> Geometry:
     if t.is_nested:  # no sizes and strides: one value for all that the storage holds
         return Geometry(0, (storage_of(t).nbytes() // t.itemsize,), (1,), t.itemsize)
-    return Geometry(int(t.storage_offset()), t.shape, t.stride(), t.itemsize)
+    return Geometry(t.storage_offset(), t.shape, t.stride(), t.itemsize)  # type: ignore[arg-type]
 
 
 class Memory:
@@ -86,22 +94,17 @@ class Memory:
 
     def read(self, t: Tensor) -> Shadow | None:
         entry = self.entries.get(id(storage_of(t)))
-        if entry is None:
-            return None
+        return None if entry is None else self.seen(entry, t)
+
+    def seen(self, entry: Entry, t: Tensor) -> Shadow | None:
+        """What ``t`` sees of the shadow of its storage."""
+        if entry.ndim == t.ndim:  # one value for all elements is one value for any view with as many dims
+            return entry.shadow
         view = geometry(t)
         if t.is_nested:
             return entry.shadow.planes(lambda cells: self._algebra.everything(cells, t.ndim))
-        shadow = entry.shadow
         if view == entry.base:
-            return shadow
-        cells = shadow.support
-        if (
-            cells is not None
-            and cells.uniform
-            and len(cells.dims) == len(view.sizes)
-            and shadow[1:] == _UNHEDGED
-        ):
-            return shadow  # one value for all elements is one value for any view with as many dims
+            return entry.shadow
         if view not in entry.views:
             entry.views[view] = entry.shadow.planes(lambda cells: self._view(cells, entry.base, view))
         return entry.views[view]
@@ -133,15 +136,9 @@ class Memory:
             if t.is_nested:
                 shadow = shadow.planes(lambda cells: self._algebra.everything(cells, 1))
             assert shadow is not None
-            if (
-                not shadow.plain
-                or shadow.support is None
-                or len(shadow.support.dims) != ndim
-                or shadow.possible
-            ):
+            if shadow[0] is None or len(shadow[0].dims) != ndim or shadow[1:] != UNHEDGED:
                 shadow = shadow.planes(lambda cells: self._algebra.aligned(cells, ndim))
-        whole = view.offset == 0 and t.is_contiguous() and t.numel() * view.itemsize == storage.nbytes()
-        if whole or entry is not None and entry.base == view or covers(view, storage.nbytes()):
+        if entry is not None and entry.base == view or self._whole(t, storage, view):
             if shadow is None:
                 self.entries.pop(key, None)
             else:
@@ -150,14 +147,20 @@ class Memory:
         base = entry.base if entry is not None else natural(view, storage.nbytes())
         self._insert(key, storage, base, self._merge(entry, base, view, shadow))
 
+    def _whole(self, t: Tensor, storage: torch.UntypedStorage, view: Geometry) -> bool:
+        """Does ``t`` hold every byte of its storage?"""
+        size = storage.nbytes()
+        if view.offset == 0 and t.is_contiguous() and t.numel() * view.itemsize == size:
+            return True
+        return covers(view, size)
+
     def _insert(self, key: int, storage: torch.UntypedStorage, base: Geometry, shadow: Shadow | None) -> None:
         entries = self.entries
         if shadow is None:
             entries.pop(key, None)
         elif (old := entries.get(key)) is not None:
-            old.base, old.shadow = base, shadow
-            if old.views:
-                old.views = {}
+            old.base = base
+            old.set(shadow)
         else:
             entries[key] = Entry(weakref.ref(storage, lambda _: entries.pop(key, None)), base, shadow)
 

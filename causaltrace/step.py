@@ -9,14 +9,13 @@ import torch
 from torch import Tensor
 
 from causaltrace import rules
-from causaltrace._compat import in_backward
 from causaltrace.lattice.cells import Algebra, Cells
 from causaltrace.ledger import Ledger, Pending
 from causaltrace.places import in_gradient_transform
 from causaltrace.readout import onehot, selector, targets, unchanged
 from causaltrace.rules.call import OpCall, live
 from causaltrace.schema import Op, tensors
-from causaltrace.shadow import Memory, Shadow
+from causaltrace.shadow import UNHEDGED, Memory, Shadow
 from causaltrace.site import Site
 
 #: Arguments that choose elements rather than being moved.
@@ -45,6 +44,7 @@ class Context(Protocol):
     recorder: Recorder
     strict: bool
     quiet: int
+    backward: bool
 
     def site(self, phase: str | None = None) -> Site: ...
 
@@ -75,49 +75,53 @@ class Step:
         bound: dict[str, Any],
         out: Any,
         outs: list[Tensor],
+        inputs: list[Tensor],
         known: dict[int, Shadow],
     ) -> None:
-        """``known``: shadows by ``id`` of the tensors that have one."""
+        """``inputs``: the tensors in ``bound``; ``known``: shadows by ``id`` of the tensors that have one."""
         self.tracer, self.op, self.bound, self.out, self.outs = tracer, op, bound, out, outs
-        self.backward = in_backward()
-        self.inputs: list[Tensor] = []
+        self.backward = tracer.backward
+        self.inputs = inputs
         self.moved: set[int] = set()
         self.index: Tensor | None = None
         self.reduced = False
         self.kind = op.rule.kind
-        for value in bound.values():
-            if isinstance(value, Tensor):
-                self.inputs.append(value)
-            elif isinstance(value, (list, tuple)):
-                self.inputs += tensors(value)
-        ids = {id(t) for t in self.inputs}
-        self.shadows = {i: s for i, s in known.items() if i in ids}
-        for t in (*self.inputs, *outs):
+        self.shadows: dict[int, Shadow] = {}
+        for t in inputs:
+            shadow = known.get(id(t))
+            if shadow is not None:
+                self.shadows[id(t)] = shadow
+            if t.is_nested:
+                self.kind = rules.OPAQUE
+        for t in outs:
             if t.is_nested:
                 self.kind = rules.OPAQUE
 
     def after(self) -> After:
         """Supports of the results, and what happened to readouts on the way."""
-        shadows = self.shadows.values()
         special = hedged = False
-        for shadow in shadows:
-            special = special or not shadow.plain
-            hedged = hedged or shadow[1] is not None
+        for shadow in self.shadows.values():
+            if shadow[1:] != UNHEDGED:
+                special = special or not shadow.plain
+                hedged = hedged or shadow[1] is not None
         if special:
             self._sort_inputs()
+        possible: list[Cells | None] | None = None
         if self.kind == rules.OPAQUE:
             possible = self._opaque(special)
             support: list[Cells | None] = [None] * len(possible)
         else:
             support = self._run("support", special)
-            possible = [None] * len(support)
             if hedged:
                 possible = self._run("possible", special)
         if self.backward:
             indirect = self.tracer.algebra.indirect
             support = [indirect(c) for c in support]
-            possible = [indirect(c) for c in possible]
-        after = After([Shadow(s, p) for s, p in zip(support, possible, strict=True)])
+            possible = possible and [indirect(c) for c in possible]
+        if possible is None:
+            after = After([Shadow(s) for s in support])
+        else:
+            after = After([Shadow(s, p) for s, p in zip(support, possible, strict=True)])
         if special:
             self._readouts(after)
         if self.op.escapes and not self.tracer.quiet:

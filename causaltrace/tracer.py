@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from causaltrace._compat import in_backward, is_fake, storage_of
+from causaltrace._compat import current_node, is_fake, storage_of
 from causaltrace.lattice.cells import Algebra, Cells
 from causaltrace.ledger import Ledger
 from causaltrace.places import site as place
 from causaltrace.schema import Op, describe, tensors
-from causaltrace.shadow import Memory, Shadow
+from causaltrace.shadow import UNHEDGED, Memory, Shadow
 from causaltrace.site import Site
 from causaltrace.step import After, Recorder, Step
 
@@ -50,7 +50,7 @@ class Tracer(TorchDispatchMode):
         self.finder: Finder | None = None
         self._ops: dict[Any, Op] = {}
         self._op_name = ""
-        self._backward = False
+        self.backward = False  #: is the autograd engine running?
         self._step_sites: dict[str, Site] = {}
         self._lock = threading.RLock()
 
@@ -58,7 +58,7 @@ class Tracer(TorchDispatchMode):
 
     @property
     def phase(self) -> str:
-        return "backward" if in_backward() else "update" if self.updating else "forward"
+        return "backward" if current_node() else "update" if self.updating else "forward"
 
     def site(self, phase: str | None = None) -> Site:
         """Where the current operation is run. All of an optimizer step is one line of the user's."""
@@ -96,13 +96,17 @@ class Tracer(TorchDispatchMode):
             return out
         inputs = tensors(args)
         if kwargs:
-            inputs += tensors(list(kwargs.values()))
+            inputs += tensors(tuple(kwargs.values()))
         finder = self.finder
         if finder is not None and not op.composite and (finder.searching or op.name == "embedding"):
             finder.look(op, inputs)
         entries = self.memory.entries
-        touched = [t for t in inputs if id(storage_of(t)) in entries]
-        if not touched or types and any(map(is_fake, inputs)) or touched[0].is_meta:
+        touched = []
+        for t in inputs:
+            entry = entries.get(id(storage_of(t)))
+            if entry is not None:
+                touched.append((t, entry))
+        if not touched or types and any(map(is_fake, inputs)) or touched[0][0].is_meta:
             out = func(*args, **kwargs)
             if finder is not None and finder.searching:
                 finder.made(tensors(out))
@@ -114,41 +118,62 @@ class Tracer(TorchDispatchMode):
                 return out
         with self._lock:
             self._op_name = op.full
-            if in_backward() != self._backward:  # a new pass begins
-                self._backward = not self._backward
+            if (current_node() is not None) != self.backward:  # a new pass begins
+                self.backward = not self.backward
                 self.algebra.forget()
-            read = self.memory.read
-            shadows = {id(t): s for t in touched if (s := read(t)) is not None}
-            if op.shares and (shadow := self._shared(inputs, touched, args, shadows)) is not None:
-                out = func(*args, **kwargs)
-                if not op.written:
-                    self.memory.write(out, shadow)
-                return out
+            seen = self.memory.seen
+            shadows: dict[int, Shadow] = {}
+            for t, entry in touched:
+                shadow = seen(entry, t)
+                if shadow is not None:
+                    shadows[id(t)] = shadow
+            if op.shares and not self.backward and len(touched) == len(inputs):
+                cells = self._shared(inputs, args, kwargs, shadows)
+                if cells is not None:
+                    out = func(*args, **kwargs)
+                    before = shadows[id(inputs[0])] if op.written else None
+                    if before is None or before.support is not cells:
+                        self.memory.write(out, Shadow(self._stamped(cells) if op.written else cells))
+                    return out
             bound = op.bind(args, kwargs)
             if op.written:
                 return self._in_place(op, func, kwargs, args, bound, shadows)
             out = func(*args, **kwargs)
             self._op_name = op.full
-            outs = tensors(out)
-            self._write(outs, self._step(op, bound, out, outs, shadows))
+            outs = [out] if isinstance(out, Tensor) else tensors(out)
+            self._write(outs, self._step(op, bound, out, outs, inputs, shadows))
             return out
 
     def _shared(
-        self, inputs: list[Tensor], touched: list[Tensor], args: tuple[Any, ...], shadows: dict[int, Shadow]
-    ) -> Shadow | None:
-        """The one shadow of all operands of an element-wise op: its result has the same."""
-        if self._backward or len(inputs) != len(touched):
-            return None
-        if len(inputs) != len(args) and 0 in [a for a in args if type(a) in _NUMBERS]:
-            return None  # a zero may cut its partner: the rule decides
-        first, shape = shadows.get(id(touched[0])), touched[0].shape
-        if first is None or not first.plain or first.possible is not None:
-            return None
-        for t in touched[1:]:
-            other = shadows.get(id(t))
-            if other is None or other[0] is not first[0] or other[1:] != first[1:] or t.shape != shape:
+        self, inputs: list[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any], shadows: dict[int, Shadow]
+    ) -> Cells | None:
+        """The support of an element-wise op whose operands, of one size, all have the same one, or each one
+        value for all its elements: no value can change it but a scalar 0. None: the rule decides."""
+        if len(inputs) != len(args) + len(kwargs):
+            for a in (*args, *kwargs.values()):
+                if type(a) in _NUMBERS and a == 0:
+                    return None
+        first = inputs[0]
+        shape = first.shape
+        cells: Cells | None = None
+        for t in inputs:
+            shadow = shadows.get(id(t))
+            if shadow is None or shadow[0] is None or shadow[1:] != UNHEDGED:
                 return None
-        return first
+            mine = shadow[0]
+            if cells is None or mine is cells and len(t.shape) == len(shape):
+                cells = mine
+            elif mine.uniform and cells.uniform and t.shape == shape and t.is_floating_point():
+                cells = self.algebra.join(cells, mine)
+            else:
+                return None
+        return cells
+
+    def _stamped(self, cells: Cells) -> Cells:
+        """An update is a step of the path even where it changes no support."""
+        stamped = self.algebra.stamp(cells) if self.updating else cells
+        assert stamped is not None
+        return stamped
 
     def _write(self, outs: list[Tensor], after: After) -> None:
         for t, shadow in zip(outs, after.shadows, strict=False):
@@ -163,33 +188,48 @@ class Tracer(TorchDispatchMode):
         """Rules of in-place ops run first, while the old values can still be looked at."""
         written = [t for name in op.written for t in tensors(bound.get(name))]
         early = op.written[0] == "self"
-        bound = {
-            name: value for name, value in bound.items() if name not in op.outs
-        }  # what they held is lost
+        if op.outs:  # what they held is lost
+            bound = {name: value for name, value in bound.items() if name not in op.outs}
+        inputs = tensors(tuple(bound.values()))
         if early:
-            after = self._step(op, bound, None, written, shadows)
+            after = self._step(op, bound, None, written, inputs, shadows)
         out = func(*args, **kwargs)
         self._op_name = op.full
         if not early:
             fresh = [] if op.outs else [t for t in tensors(out) if all(t is not w for w in written)]
             written = fresh + written
-            after = self._step(op, bound, written if fresh else out, written, shadows)
-        if self.updating:  # an update is a step of the path even where it changes no support
-            stamp = self.algebra.stamp
+            after = self._step(op, bound, written if fresh else out, written, inputs, shadows)
+        if self.updating:
+            stamp = self._stamped
             after.shadows = [s._replace(support=stamp(s.support)) if s.support else s for s in after.shadows]
         self._write(written, after)
         return out
 
     def _step(
-        self, op: Op, bound: dict[str, Any], out: Any, outs: list[Tensor], shadows: dict[int, Shadow]
+        self,
+        op: Op,
+        bound: dict[str, Any],
+        out: Any,
+        outs: list[Tensor],
+        inputs: list[Tensor],
+        shadows: dict[int, Shadow],
     ) -> After:
         """Supports of the results, and what happened to readouts on the way; foreach ops one by one."""
         if not op.foreach:
             result = out if out is not None else outs[0] if len(outs) == 1 else outs
-            return Step(self, op, bound, result, outs, shadows).after()
+            return Step(self, op, bound, result, outs, inputs, shadows).after()
         after = After()
+        alike: dict[tuple[object, ...], Shadow] = {}
         for i, t in enumerate(outs):
-            step = Step(self, op, _element(bound, len(outs), i), t, [t], shadows).after()
+            element = _element(bound, len(outs), i)
+            inputs = tensors(tuple(element.values()))
+            key = None if self.backward else _flat(element, t.shape, shadows)
+            if key is not None and key in alike:
+                after.shadows.append(alike[key])
+                continue
+            step = Step(self, op, element, t, [t], inputs, shadows).after()
+            if key is not None:
+                alike[key] = step.shadows[0]
             after.shadows += step.shadows[:1]
             after.leaving += step.leaving
             after.candidates += step.candidates
@@ -241,6 +281,28 @@ class Tracer(TorchDispatchMode):
                 if isinstance(t, Tensor):
                     self.memory.write(t, Shadow(possible=self.algebra.reshaped(cells, (1,) * t.ndim)))
         return out
+
+
+def _flat(
+    element: dict[str, Any], shape: torch.Size, shadows: dict[int, Shadow]
+) -> tuple[object, ...] | None:
+    """What the supports of one element of a foreach op follow from, where each operand has one support for
+    all its elements. Of factors that are broadcast, which may be exact zeros, the values count too."""
+    key: list[object] = []
+    for value in element.values():
+        if isinstance(value, Tensor):
+            shadow = shadows.get(id(value))
+            if shadow is None or shadow[1:] != UNHEDGED or not value.is_floating_point():
+                return None
+            cells = shadow[0]
+            if cells is None or not cells.uniform:
+                return None
+            key.append(id(cells))
+            if value.shape != shape:
+                key.append(id(value))
+        else:
+            key.append(value)
+    return tuple(key)
 
 
 def _element(bound: dict[str, Any], count: int, i: int) -> dict[str, Any]:

@@ -38,6 +38,14 @@ class Lattice(Protocol):
         """``x`` where ``mask [*dims]`` is true, else bottom."""
         ...
 
+    def bounds(self, x: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """A value below, and one above, every element of ``x``, as ``width`` numbers each."""
+        ...
+
+    def below(self, low: tuple[int, ...], high: tuple[int, ...]) -> bool:
+        """Is one value, as ``bounds`` gives it, contained in another?"""
+        ...
+
     def indirect(self, x: Tensor) -> Tensor:
         """The same labels, marked as having passed through a backward pass."""
         ...

@@ -40,13 +40,17 @@ class Origin:
 class Cells:
     """One lattice value: ``data [*dims, width]``, each dim full or 1. Never modified."""
 
-    __slots__ = ("__weakref__", "_moved", "data", "dims", "origin", "uniform")
+    __slots__ = ("__weakref__", "_moved", "bounds", "data", "dims", "origin", "passed", "uniform")
 
     def __init__(self, data: Tensor, origin: Origin | None = None) -> None:
         self.data = data
         self.origin = origin
         self.dims: tuple[int, ...] = tuple(data.shape[:-1])
         self.uniform = data.numel() == data.shape[-1]  #: one value for the whole tensor
+        parents = () if origin is None else origin.parents
+        #: has all of it been through a backward pass?
+        self.passed: bool = bool(parents) and all(p.passed for p in parents)
+        self.bounds: tuple[tuple[int, ...], tuple[int, ...]] | None = None  #: below, above every element
         self._moved: weakref.WeakValueDictionary[object, Cells] | None = None
 
     @property
@@ -91,12 +95,12 @@ class Algebra:
                 if parent.data.shape == data.shape and torch.equal(parent.data, data):
                     return parent
         site = self._site()
+        cells = Cells(data, Origin(fn, parents, site))
         key = None
-        if data.numel() == data.shape[-1] and data.device.type == "cpu":
-            key = (tuple(data.flatten().tolist()), data.ndim, site)
+        if cells.uniform and data.device.type == "cpu":
+            key = (self.bounds(cells), data.ndim, site)
             if (known := self._interned.get(key)) is not None:
                 return known
-        cells = Cells(data, Origin(fn, parents, site))
         if key is not None:
             self._interned[key] = cells
         self._remember(cells, data.numel() * data.element_size() + held)
@@ -145,15 +149,26 @@ class Algebra:
         return out
 
     def _join2(self, a: Cells, b: Cells) -> Cells:
-        for big, small in ((a, b), (b, a)):
-            if big.origin is not None and small in big.origin.parents and big.origin.fn == self.lattice.join:
-                return big
+        if a.data.device.type == "cpu" and b.data.device.type == "cpu":
+            low_a, high_a = self.bounds(a)
+            low_b, high_b = self.bounds(b)
+            ndim, below = max(len(a.dims), len(b.dims)), self.lattice.below
+            if below(high_b, low_a):
+                return self.aligned(a, ndim)
+            if below(high_a, low_b):
+                return self.aligned(b, ndim)
         if a.data.device != b.data.device:
             b = self.to(b, a.data.device) if b.uniform else b
             a = self.to(a, b.data.device)
         result = self._cached(("join", id(a), id(b)), lambda: self.make(self.lattice.join, a, b), a, b)
         assert result is not None
         return result
+
+    def bounds(self, x: Cells) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """A value below, and one above, every element."""
+        if x.bounds is None:
+            x.bounds = self.lattice.bounds(x.data)
+        return x.bounds
 
     def to(self, x: Cells, device: torch.device) -> Cells:
         return self.move(x, lambda data: data.to(device))
@@ -234,13 +249,13 @@ class Algebra:
 
     def indirect(self, x: Cells | None) -> Cells | None:
         """``x`` after a backward pass."""
-        if x is None:
-            return None
+        if x is None or x.passed:
+            return x
         lattice = self.lattice
 
         def made() -> Cells:
             out = self.make(lattice.indirect, x)
-            self._memo[("indirect", id(out))] = (out, (out,))
+            out.passed = True
             return out
 
         return self._cached(("indirect", id(x)), made, x)
@@ -271,6 +286,7 @@ class Algebra:
             shape = (*dims, x.data.shape[-1])
             origin = x.origin if x.uniform else Origin(lambda data: data.reshape(shape), (x,), None)
             out = Cells(x.data.reshape(shape), origin)
+            out.passed = x.passed
             x.moved[key] = out
         return out
 

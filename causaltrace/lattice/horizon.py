@@ -53,6 +53,16 @@ class Horizon:
         blocks = [torch.where(rows.unsqueeze(-1), keys, -1).amax(-2) for rows in mask.split(step, dim=-2)]
         return torch.cat(blocks, dim=-2).unsqueeze(-2)
 
+    def bounds(self, x: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        if x.numel() == x.shape[-1]:
+            value = tuple(x.flatten().tolist())
+            return value, value
+        low, high = torch.aminmax(x.reshape(-1, x.shape[-1]), dim=0)
+        return tuple(low.tolist()), tuple(high.tolist())
+
+    def below(self, low: tuple[int, ...], high: tuple[int, ...]) -> bool:
+        return low[0] <= high[0] and low[1] <= high[1]
+
     def indirect(self, x: Tensor) -> Tensor:
         """The same labels, marked as having passed through a backward pass."""
         return torch.where(x >= 0, x & ~1, x)
