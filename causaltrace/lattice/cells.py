@@ -149,14 +149,11 @@ class Algebra:
         return out
 
     def _join2(self, a: Cells, b: Cells) -> Cells:
-        if a.data.device.type == "cpu" and b.data.device.type == "cpu":
-            low_a, high_a = self.bounds(a)
-            low_b, high_b = self.bounds(b)
-            ndim, below = max(len(a.dims), len(b.dims)), self.lattice.below
-            if below(high_b, low_a):
-                return self.aligned(a, ndim)
-            if below(high_a, low_b):
-                return self.aligned(b, ndim)
+        ndim = max(len(a.dims), len(b.dims))
+        if self.within(b, a):
+            return self.aligned(a, ndim)
+        if self.within(a, b):
+            return self.aligned(b, ndim)
         if a.data.device != b.data.device:
             b = self.to(b, a.data.device) if b.uniform else b
             a = self.to(a, b.data.device)
@@ -169,6 +166,12 @@ class Algebra:
         if x.bounds is None:
             x.bounds = self.lattice.bounds(x.data)
         return x.bounds
+
+    def within(self, x: Cells, y: Cells | None) -> bool:
+        """Is every element of ``x`` contained in every element of ``y``? Looked at on the host only."""
+        if y is None or x.data.device.type != "cpu" or y.data.device.type != "cpu":
+            return False
+        return self.lattice.below(self.bounds(x)[1], self.bounds(y)[0])
 
     def to(self, x: Cells, device: torch.device) -> Cells:
         return self.move(x, lambda data: data.to(device))

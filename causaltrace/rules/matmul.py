@@ -23,6 +23,8 @@ def product(op: OpCall, a: Tensor, b: Tensor, ca: Cells | None, cb: Cells | None
     both = op.backward and ca is not None and cb is not None and not b.requires_grad
     dead = ~live(b, range(b.ndim - 1)) if both else None
     left, cut = _side(op, ca, a, b)
+    if cb is not None and not cut and op.lattice.within(cb, left):
+        return left  # whatever of B is cut adds nothing
     right, _ = _side(op, cb, b, a, transposed=True, always=dead)
     if cut and cb is not None:
         left = op.lattice.join(left, _zeros(op, a, ca, b, cb, dead))

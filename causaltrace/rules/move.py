@@ -85,7 +85,7 @@ def stack(op: OpCall) -> Result:
     dim = int(op.get("dim", 0)) % n
 
     def fn(*data: Tensor) -> Tensor:
-        shape = torch.broadcast_shapes(*[d.shape for d in data])
+        shape = [max(sizes) for sizes in zip(*[d.shape for d in data], strict=True)]
         return torch.stack([d.expand(shape) for d in data], dim)
 
     return _several(op, tensors, fn)

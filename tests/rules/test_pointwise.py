@@ -188,6 +188,17 @@ def test_dropout(p: float) -> None:
     check(native, rand(4, 2))
 
 
+def test_lists_whose_elements_look_alike() -> None:
+    """One factor is 0 and cuts its partner, the other is not, and both depend on the same."""
+
+    def fn(x: Tensor) -> list[Tensor]:
+        whole = x.sum().expand(3).clone()
+        zero = x[:1] - x[:1]
+        return list(torch._foreach_mul([whole, whole], [zero, zero + 1]))
+
+    check(fn, rand(3))
+
+
 def test_random_numbers_with_labelled_parameters() -> None:
     def fn(mean: Tensor, std: Tensor) -> list[Tensor]:
         torch.manual_seed(2)
@@ -198,6 +209,12 @@ def test_random_numbers_with_labelled_parameters() -> None:
         return [a, b, c, d, torch.normal(0.0, std.abs() + 0.1), torch.bernoulli(torch.sigmoid(mean))]
 
     check(fn, rand(3), rand(3, seed=1))
+
+    def overwritten(x: Tensor) -> Tensor:
+        torch.manual_seed(2)
+        return x.clone().normal_()
+
+    check(overwritten, rand(3), exact=True)
 
     def counts(rate: Tensor) -> Tensor:
         torch.manual_seed(2)
