@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from causaltrace.lattice.cells import Algebra, Cells
+from causaltrace.lattice.horizon import Horizon
 from causaltrace.shadow import UNHEDGED, Memory, Shadow
 from causaltrace.site import Site
 
@@ -25,14 +26,16 @@ POSITION_MASK = (1 << POSITION_BITS) - 1
 class Score:
     """One score event: readouts and what their distributions depended on, as flat arrays.
 
-    ``target``: packed readout number and position; ``support``, ``possible``, ``post``: lattice data at
-    that moment. ``cells`` keeps the support's history for the explanation.
+    ``target``: packed readout number and position; ``support``, ``possible``, ``post``: their horizons at
+    that moment, ``members``: the labels of the lattice's window in ``possible``. ``cells`` keeps the
+    support's history for the explanation.
     """
 
     site: Site
     target: Tensor
     support: Tensor
     possible: Tensor
+    members: Tensor
     post: Tensor | None
     again: Tensor
     cells: Cells | None
@@ -57,6 +60,8 @@ class Ledger:
         self.was_read = torch.zeros(0, dtype=torch.bool, device=device)
         self.is_scored = torch.zeros(0, dtype=torch.bool, device=device)
         self.readout = torch.zeros(0, dtype=torch.int64, device=device)
+        window = algebra.lattice.width - Horizon.width
+        self.matrix = torch.zeros(0, window, dtype=torch.uint8, device=device)  #: [score, label]
         self.version = 0
         self.watermark: Cells | None = None
         self.candidates: list[Score] = []
@@ -73,6 +78,8 @@ class Ledger:
             self.is_scored = torch.cat((self.is_scored, pad))
             none = torch.full((extra,), -1, dtype=torch.int64, device=self.device)
             self.readout = torch.cat((self.readout, none))
+            rows = torch.zeros(extra, self.matrix.shape[1], dtype=torch.uint8, device=self.device)
+            self.matrix = torch.cat((self.matrix, rows))
 
     # -- reading --------------------------------------------------------------------------------------
 
@@ -152,13 +159,15 @@ class Ledger:
         )  # fixed before anything left
         if self.watermark is not None and not held:  # a branch in Python may have decided anything since
             mark = self.now(self.watermark.data.reshape(-1), bound=True).to(maybe.device)
-            hidden = torch.stack((torch.full_like(mark[0], -1), mark[1]))
+            hidden = torch.full_like(mark, -1)
+            hidden[1] = mark[1]
             maybe = torch.maximum(maybe, hidden)
         return Score(
             site,
             flat,
-            now,
-            maybe,
+            now[:, : Horizon.width],
+            maybe[:, : Horizon.width],
+            self.algebra.lattice.members(maybe),
             None if post is None else self.now(lanes(post)),
             torch.zeros(flat.numel(), dtype=torch.bool, device=flat.device),
             support,
@@ -182,6 +191,9 @@ class Ledger:
         fresh = position[self.readout[position] != number]
         self.readout[position] = number
         self.is_scored[position] = True
+        if self.matrix.shape[1]:
+            members = event.members.to(self.matrix)
+            self.matrix.scatter_reduce_(0, position[:, None].expand_as(members), members, "amax")
         self.order.append(fresh.to(torch.int32).cpu())
         self.version += 1
         self._settled = False
@@ -211,7 +223,9 @@ class Ledger:
             other = torch.where(limit >= 0, limit * 2 + (unscored & 1), -1)
         else:
             other = torch.full_like(unscored, -1)
-        return torch.stack((lanes[..., 0], torch.where(stale, other, unscored)), dim=-1)
+        out = lanes.clone()
+        out[..., 1] = torch.where(stale, other, unscored)
+        return out
 
     def settle(self) -> None:
         """Bring every live shadow up to date. Called before new labels are read, since the bound on what
@@ -273,5 +287,6 @@ class Ledger:
         """Nothing has been scored: explicit scores replace the ones that were seen."""
         self.is_scored.zero_()
         self.readout.fill_(-1)
+        self.matrix.zero_()
         self.order.clear()
         self.version += 1

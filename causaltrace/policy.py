@@ -277,6 +277,7 @@ def _restricted(event: Score, keep: Tensor) -> Score:
         event.target[keep],
         event.support[keep],
         event.possible[keep],
+        event.members[keep],
         None if event.post is None else event.post[keep],
         event.again[keep],
         event.cells,

@@ -10,7 +10,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from causaltrace._compat import current_node, is_fake, storage_of
+from causaltrace.lattice.base import Lattice
 from causaltrace.lattice.cells import Algebra, Cells
+from causaltrace.lattice.horizon import Horizon
 from causaltrace.ledger import Ledger
 from causaltrace.places import site as place
 from causaltrace.schema import Op, describe, tensors
@@ -39,9 +41,11 @@ class Tracer(TorchDispatchMode):
     def _should_skip_dynamo(cls) -> bool:
         return False  # nothing compiles inside a watch (force_eager), and the guard costs 10 us an operation
 
-    def __init__(self, recorder: Recorder, strict: bool, device: torch.device) -> None:
+    def __init__(
+        self, recorder: Recorder, strict: bool, device: torch.device, lattice: Lattice | None = None
+    ) -> None:
         super().__init__()
-        self.algebra = Algebra(self.site)
+        self.algebra = Algebra(self.site, lattice or Horizon())
         self.memory = Memory(self.algebra)
         self.ledger = Ledger(self.algebra, self.memory, device)
         self.recorder, self.strict = recorder, strict

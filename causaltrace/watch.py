@@ -15,6 +15,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 from causaltrace.boundary.finder import Finder
 from causaltrace.boundary.host import Host
 from causaltrace.lattice.cells import Cells
+from causaltrace.lattice.exact import Exact
+from causaltrace.lattice.horizon import Horizon
 from causaltrace.policy import Judge
 from causaltrace.report.model import Finding, Notice, Report
 from causaltrace.shadow import Shadow
@@ -27,6 +29,20 @@ Tokens = Tensor | Sequence[Tensor] | Mapping[str, Tensor] | None
 
 _current: Watch | None = None
 _lock = threading.Lock()
+
+
+#: Labels that can be told apart in one watch: a number for each of them in every support.
+EXACT_LABELS = 4096
+
+
+def _exact(given: list[tuple[str, Tensor]]) -> Exact:
+    total = sum(t.numel() for _, t in given)
+    if not 0 < total <= EXACT_LABELS:
+        raise ValueError(
+            f"precision='exact' tells 1 to {EXACT_LABELS} given labels apart, not {total}: pass the tokens, or "
+            "watch a part of the stream"
+        )
+    return Exact(range(total))
 
 
 class ViolationError(AssertionError):
@@ -46,7 +62,8 @@ class Watch:
             them, or a mapping name -> tensor. Inputs and targets must be sliced from these inside the block.
             None: the stream is found by itself, as the outside integer tensor whose elements index a loss.
         order: which orders the status needs: "both", "stream" or "scored".
-        precision: "horizon" (latest label of each element; exact for the verdict).
+        precision: "horizon" (latest label of each element; exact for the verdict) or "exact" (all labels of
+            each element, for ``matrix``; at most 4,096 labels, all given here).
         documents: start positions of documents; a document's first token is given, not scored.
         strict: raise on the first operation that has no rule.
 
@@ -66,14 +83,15 @@ class Watch:
     ) -> None:
         if order not in ("both", "stream", "scored"):
             raise ValueError(f"order must be 'both', 'stream' or 'scored', not {order!r}")
-        if precision != "horizon":
-            raise ValueError(f"precision must be 'horizon', not {precision!r}")
+        if precision not in ("horizon", "exact"):
+            raise ValueError(f"precision must be 'horizon' or 'exact', not {precision!r}")
         given = named(tokens)
+        lattice = _exact(given) if precision == "exact" else Horizon()
         device = given[0][1].device if given else torch.device("cpu")
         with torch.inference_mode(False):
             self.streams = Streams()
             self._judge = Judge(self.streams, order)
-            self._tracer = Tracer(cast(Recorder, self._judge), strict, device)
+            self._tracer = Tracer(cast(Recorder, self._judge), strict, device, lattice)
             self._judge.ledger = self._tracer.ledger
             for name, tensor in given:
                 self._add(name, tensor)
@@ -88,6 +106,11 @@ class Watch:
     # -- labels ---------------------------------------------------------------------------------------
 
     def _add(self, name: str, tensor: Tensor) -> Stream:
+        lattice = self._tracer.algebra.lattice
+        if isinstance(lattice, Exact) and self.streams.size + tensor.numel() > len(lattice.window):
+            raise ValueError(
+                f"stream {name!r} is new: with precision='exact' give all streams to watch() at once"
+            )
         stream = self.streams.add(name, tensor)
         self._tracer.ledger.grow(self.streams.size)
         self._place(
@@ -234,6 +257,21 @@ class Watch:
     @property
     def ok(self) -> bool:
         return self.report.status == "clean"
+
+    def matrix(self) -> Tensor:
+        """Which labels each score may depend on: bool ``[scored, labels]``.
+
+        Rows are in the order of ``report.positions``, columns are the labels of all streams, one after the
+        other. What left torch (``report.escapes``) is not in it.
+
+        Raises:
+            RuntimeError: the watch has ``precision="horizon"``, which keeps the latest label only.
+        """
+        ledger = self._tracer.ledger
+        if not isinstance(self._tracer.algebra.lattice, Exact):
+            raise RuntimeError("matrix() needs the labels of each score: watch(tokens, precision='exact')")
+        rows = torch.cat(ledger.order).long() if ledger.order else torch.zeros(0, dtype=torch.long)
+        return ledger.matrix.cpu()[rows].bool()
 
     def raise_if_violation(self) -> None:
         """Raise ``ViolationError`` with the report as text unless nothing was violated."""

@@ -16,7 +16,7 @@ class Lattice(Protocol):
     """A join semilattice over label positions, stored in the last dim of a tensor."""
 
     width: int
-    bottom: int
+    bottom: int  #: in every lane
 
     def read(self, positions: Tensor, scored: Tensor) -> Tensor:
         """Supports of verbatim labels: ``positions [*dims, 1]`` (-1: no label) to ``[*dims, width]``."""
@@ -44,6 +44,10 @@ class Lattice(Protocol):
 
     def below(self, low: tuple[int, ...], high: tuple[int, ...]) -> bool:
         """Is one value, as ``bounds`` gives it, contained in another?"""
+        ...
+
+    def members(self, x: Tensor) -> Tensor:
+        """Labels of the window that are in it: bool ``[*dims, window]`` (the horizon's window is empty)."""
         ...
 
     def indirect(self, x: Tensor) -> Tensor:

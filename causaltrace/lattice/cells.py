@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from causaltrace.lattice.base import Lattice
-from causaltrace.lattice.horizon import Horizon
 from causaltrace.site import Site
 
 MEMO_ENTRIES = 256
@@ -68,8 +67,8 @@ def _same(data: Tensor) -> Tensor:
 class Algebra:
     """Operations on ``Cells | None``, where None is bottom."""
 
-    def __init__(self, site: Callable[[], Site]) -> None:
-        self.lattice: Lattice = Horizon()
+    def __init__(self, site: Callable[[], Site], lattice: Lattice) -> None:
+        self.lattice = lattice
         self._site = site
         self._memo: OrderedDict[tuple[object, ...], tuple[Cells | None, tuple[Cells, ...]]] = OrderedDict()
         self._history: deque[tuple[weakref.ref[Cells], int, int]] = deque()

@@ -67,6 +67,9 @@ class Horizon:
         """The same labels, marked as having passed through a backward pass."""
         return torch.where(x >= 0, x & ~1, x)
 
+    def members(self, x: Tensor) -> Tensor:
+        return x[..., Horizon.width :] >= 0
+
     @staticmethod
     def position(value: Tensor) -> Tensor:
         """Label positions of a lane; bottom gives -1."""
