@@ -8,11 +8,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test lint format bench clean
+.PHONY: help demo test test-full lint format bench clean
 
 help:
 	@echo "make demo    judge the example evals"
 	@echo "make test    lint, type check, tests"
+	@echo "make test-full  the tests, and the rules over all of PyTorch's test database"
 	@echo "make lint    lint and type check only"
 	@echo "make format  rewrite the code in the project's format"
 	@echo "make bench   plain and watched runs, paired"
@@ -30,6 +31,10 @@ demo: $(READY)
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-full: test
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.opdb --shard 0/2 & first=$$!; \
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.opdb --shard 1/2; second=$$?; wait $$first && exit $$second
 
 lint: $(READY)
 	$(BIN)/ruff check .

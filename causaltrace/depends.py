@@ -53,8 +53,8 @@ def dependencies(fn: Callable[..., Any], *inputs: Tensor) -> list[list[Tensor]]:
         inputs: tensors of any dtype.
 
     Returns:
-        ``result[i][j]`` for the ``i``-th tensor that ``fn`` returns and the ``j``-th input. Operations without
-        a rule, and values that pass through Python, give dependence on all that went in.
+        ``result[i][j]`` for the ``i``-th tensor that ``fn`` returns and the ``j``-th input. Operations
+        without a rule, and values that pass through Python, give dependence on all that went in.
 
     Raises:
         TypeError: an input is not a tensor, or ``fn`` returns none.
@@ -65,8 +65,8 @@ def dependencies(fn: Callable[..., Any], *inputs: Tensor) -> list[list[Tensor]]:
 def trace(
     fn: Callable[..., Any], *inputs: Tensor
 ) -> tuple[list[list[Tensor]], list[Tensor], dict[str, Site]]:
-    """``dependencies``, with the outputs' horizons (latest element in the order of the inputs, -1: none) and the
-    operations that have no rule."""
+    """``dependencies``, with the outputs' horizons (latest element in the order of the inputs, -1: none) and
+    the operations that have no rule."""
     for i, t in enumerate(inputs):
         if not isinstance(t, Tensor):
             raise TypeError(f"input {i} is {type(t).__name__}, not a tensor: close over what is not followed")
@@ -86,7 +86,7 @@ def trace(
     sizes = [t.numel() for t in inputs]
     result = [
         [
-            part.reshape(*out.shape[:-1], *t.shape)
+            part.reshape((*out.shape[:-1], *t.shape))
             for part, t in zip(out.split(sizes, dim=-1), inputs, strict=True)
         ]
         for out in whole

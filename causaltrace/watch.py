@@ -39,8 +39,8 @@ def _exact(given: list[tuple[str, Tensor]]) -> Exact:
     total = sum(t.numel() for _, t in given)
     if not 0 < total <= EXACT_LABELS:
         raise ValueError(
-            f"precision='exact' tells 1 to {EXACT_LABELS} given labels apart, not {total}: pass the tokens, or "
-            "watch a part of the stream"
+            f"precision='exact' tells 1 to {EXACT_LABELS} given labels apart, not {total}: pass the tokens, "
+            "or watch a part of the stream"
         )
     return Exact(range(total))
 

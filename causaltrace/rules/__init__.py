@@ -109,11 +109,12 @@ TABLE: dict[str, Rule] = {
     **_rows(POINT, pointwise.div, "div"),
     **_rows(POINT, pointwise.join, "sub rsub lerp addcdiv maximum minimum dropout native_dropout "
             "masked_scale real imag complex polar _to_cpu nan_to_num clamp hardtanh threshold prelu "
-            "_prelu_kernel rrelu_with_noise native_dropout_backward_mask hardswish hardsigmoid celu "
+            "_prelu_kernel native_dropout_backward_mask hardswish hardsigmoid celu "
             "softshrink hardshrink floor_divide gcd lcm heaviside "
             "binary_cross_entropy_with_logits_backward _add_relu _standard_gamma_grad gelu softplus mish "
             "xlogy isinf"),
-    **_rows(POINT, pointwise.each, "log_sigmoid_forward"),
+    **_rows(POINT, pointwise.join, "log_sigmoid_forward"),
+    **_rows(LEAVE, pointwise.rrelu, "rrelu_with_noise"),
     **_rows(POINT, pointwise.sampled, "normal bernoulli"),
     **_rows(LEAVE, pointwise.glu, "glu"),
     **_rows(LEAVE, pointwise.glu_backward, "glu_backward"),

@@ -13,18 +13,17 @@ MASK_VALUE = -1e9
 
 
 def join(op: OpCall) -> Result:
-    """out = union of all operands."""
+    """out = union of all operands; every result of an op that has several."""
+    if isinstance(op.out, (list, tuple)):
+        return [_union(op)] * len(op.out)
+    return _union(op)
+
+
+def _union(op: OpCall) -> Cells | None:
     if isinstance(op.args.get("scalars"), Tensor):  # one number for each tensor of a foreach list
         rest = op.lattice.join(*[op.of(t) for name, t in op.args.items() if name != "scalars"])
         return op.lattice.join(rest, op.lattice.everything(op.cells("scalars")))
     return op.lattice.join(*[op.of(t) for t in op.inputs()])
-
-
-def each(op: OpCall) -> Result:
-    """As ``join``, for ops with several element-wise results."""
-    one = join(op)
-    assert not isinstance(one, list)
-    return [one] * len(op.out)
 
 
 def sampled(op: OpCall) -> Result:
@@ -143,6 +142,15 @@ def addcmul(op: OpCall) -> Result:
     """out = self | (tensor1 * tensor2)."""
     product = _product(op, op.args["tensor1"], op.args["tensor2"])
     return op.lattice.join(op.cells("self"), product)
+
+
+def rrelu(op: OpCall) -> Result:
+    """Results and noise: in training a number is drawn for each negative element, so that all that came
+    before decides which one an element gets."""
+    one = _union(op)
+    if op.get("training", False):
+        one = op.lattice.everything(one, op.tensor("self").ndim)
+    return [one, one]
 
 
 def fill(op: OpCall) -> Result:

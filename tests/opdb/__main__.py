@@ -1,0 +1,142 @@
+"""Judge the rules over PyTorch's test database.
+
+python -m tests.opdb --op softmax --sample 1 --show     one sample, with both matrices' differences
+python -m tests.opdb --shard 0/4                        every fourth op, all samples
+python -m tests.opdb --table docs/op-coverage.md        everything, written as a table
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import torch
+
+from tests.opdb.judge import Verdict, judge
+from tests.opdb.samples import EXCLUDED, Refused, Sample, all_ops, samples
+
+
+@dataclasses.dataclass
+class Row:
+    """What was found for one op: numbers of samples, forward and backward."""
+
+    name: str
+    counts: Counter[str] = dataclasses.field(default_factory=Counter)
+    reported: int = 0
+    true: int = 0
+    opaque: set[str] = dataclasses.field(default_factory=set)
+    problems: list[str] = dataclasses.field(default_factory=list)
+
+    def add(self, sample: Sample, verdict: Verdict) -> None:
+        self.counts["samples"] += 1
+        self.opaque |= set(verdict.opaque)
+        self.reported += verdict.reported
+        self.true += verdict.true
+        where = f"{self.name} sample {sample.number}{' backward' if sample.backward else ''}: {sample.text}"
+        if verdict.missed:
+            self.problems.append(f"MISSED {len(verdict.missed)} {verdict.missed[:3]} in {where}")
+        if not verdict.horizon:
+            self.problems.append(f"HORIZON is not the latest member in {where}")
+        kind = "conservative" if verdict.opaque else "exact" if verdict.exact else "larger"
+        self.counts[kind] += 1
+
+    def line(self) -> str:
+        if self.name in EXCLUDED:
+            return f"| {self.name} | 0 | | | | excluded: {EXCLUDED[self.name]} |"
+        c = self.counts
+        ratio = f"{self.reported / self.true:.2f}" if self.true and self.reported > self.true else ""
+        note = "no rule: " + ", ".join(sorted(self.opaque)) if self.opaque else ""
+        if not c["samples"]:
+            note = (
+                "not on a CPU, or no tensors" if c["refused"] else "no sample of dense tensors of this size"
+            )
+        return (
+            f"| {self.name} | {c['samples']} | {c['exact']} | {ratio} | {c['conservative'] or ''} | {note} |"
+        )
+
+
+def run(name: str, limit: int | None, only: int | None, elements: int, values: int) -> Row:
+    row = Row(name)
+    for sample in samples(name, all_ops()[name], limit):
+        if only is not None and sample.number != only:
+            continue
+        try:
+            row.add(sample, judge(sample, elements, values))
+        except Refused:
+            row.counts["refused"] += 1
+        except Exception as error:
+            row.problems.append(f"ERROR {error!r} in {name} sample {sample.number}: {sample.text}")
+    return row
+
+
+def show(name: str, number: int, elements: int, values: int) -> None:
+    for sample in samples(name, all_ops()[name], number + 1):
+        if sample.number != number:
+            continue
+        verdict = judge(sample, elements, values)
+        print(sample.text)
+        print(f"  reported {verdict.reported}, true {verdict.true}, opaque {verdict.opaque or 'none'}")
+        for out, element in verdict.missed:
+            source = "several at once" if element < 0 else f"input element {element}"
+            print(f"  missed: output element {out} changes with {source}")
+
+
+def table(rows: list[Row], elements: int) -> str:
+    judged = [r for r in rows if r.counts["samples"]]
+    exact = sum(r.counts["exact"] == r.counts["samples"] for r in judged)
+    conservative = sum(bool(r.counts["conservative"]) for r in judged)
+    total = sum(r.counts["samples"] for r in judged)
+    return "\n".join(
+        [
+            "# Rules over PyTorch's test database",
+            "",
+            f"Written by `python -m tests.opdb --table`, torch {torch.__version__.split('+')[0]}: {len(rows)} ops, "
+            f"{total} samples, forward and backward. {exact} of {len(judged)} judged ops are exact on all "
+            f"samples, {conservative} have a part without a rule, none misses a dependency.",
+            "",
+            f"A sample is judged by changing up to {elements} of its input elements one at a time, to several "
+            "values each, and by changing at once all that a result is said not to depend on. *Larger* is "
+            "reported pairs over true pairs where the rule is larger than the truth.",
+            "",
+            "| op | samples | exact | larger | conservative | note |",
+            "| --- | ---: | ---: | ---: | ---: | --- |",
+            *[r.line() for r in rows],
+            "",
+        ]
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.opdb", description=__doc__)
+    parser.add_argument("--op", help="one op, as the table names it")
+    parser.add_argument("--sample", type=int, help="one sample of it")
+    parser.add_argument("--show", action="store_true", help="print what was found for the sample")
+    parser.add_argument("--shard", default="0/1", help="every n-th op: i/n")
+    parser.add_argument("--limit", type=int, help="samples of each op (default: all)")
+    parser.add_argument("--elements", type=int, default=24, help="input elements changed in each sample")
+    parser.add_argument("--values", type=int, default=5, help="other values tried for each")
+    parser.add_argument("--table", type=Path, help="write the table here")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    if args.show:
+        show(args.op, args.sample or 0, args.elements, args.values)
+        return 0
+    shard, of = map(int, args.shard.split("/"))
+    names = [args.op] if args.op else [n for i, n in enumerate(all_ops()) if i % of == shard]
+    rows, start = [], time.perf_counter()
+    for name in names:
+        rows.append(run(name, args.limit, args.sample, args.elements, args.values))
+        for problem in rows[-1].problems:
+            print(problem, flush=True)
+    print(f"{sum(r.counts['samples'] for r in rows)} samples, {time.perf_counter() - start:.0f} s")
+    if args.table:
+        args.table.write_text(table(rows, args.elements))
+    return int(any(r.problems for r in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,128 @@
+"""PyTorch's own test database as functions of tensors: forward, and backward where the op has one."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.testing._internal.common_methods_invocations import op_db
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+
+#: Elements of all inputs together; larger samples of the same op differ in size only.
+LARGEST = 512
+#: Ops that no perturbation can judge, with the reason.
+EXCLUDED = {
+    "empty": "uninitialised memory",
+    "empty_like": "uninitialised memory",
+    "empty_permuted": "uninitialised memory",
+    "empty_strided": "uninitialised memory",
+    "new_empty": "uninitialised memory",
+    "new_empty_strided": "uninitialised memory",
+    "item": "gives Python a number, no tensor",
+    "equal": "gives Python a bool, no tensor",
+    "allclose": "gives Python a bool, no tensor",
+}
+
+
+class Refused(Exception):
+    """The op itself does not run on this sample here, or gives no dense tensor."""
+
+
+class Sample(NamedTuple):
+    """One call. ``inputs`` are what is followed and perturbed: the tensors among the arguments, and for a
+    backward pass the gradients that it starts from."""
+
+    op: str
+    number: int
+    backward: bool
+    fn: Callable[..., Any]
+    inputs: tuple[Tensor, ...]
+    text: str
+
+
+def name_of(op: Any) -> str:
+    return f"{op.name}.{op.variant_test_name}" if op.variant_test_name else str(op.name)
+
+
+def dtype_of(op: Any) -> torch.dtype | None:
+    """float32, or the first dtype that the op takes."""
+    order = (torch.float32, torch.float64, torch.complex64, torch.int64, torch.bool, torch.bfloat16)
+    return next((d for d in order if op.supports_dtype(d, "cpu")), None)
+
+
+def all_ops() -> dict[str, Any]:
+    return {name_of(op): op for op in op_db}
+
+
+def samples(name: str, op: Any, limit: int | None = None) -> Iterator[Sample]:
+    """The op's samples, at most ``limit``; an op that a dtype is missing for has none."""
+    dtype = dtype_of(op)
+    if dtype is None or name in EXCLUDED:
+        return
+    torch.manual_seed(0)
+    backward = op.supports_autograd and dtype.is_floating_point
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made = iter(op.sample_inputs("cpu", dtype, requires_grad=backward))
+    for number in range(10**6 if limit is None else limit):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            sample = next(made, None)
+        if sample is None:
+            return
+        given = (sample.input, sample.args, sample.kwargs)
+        leaves, spec = tree_flatten(given)
+        at = [i for i, v in enumerate(leaves) if isinstance(v, Tensor)]
+        tensors = [leaves[i] for i in at]
+        if any(t.layout != torch.strided or t.is_nested for t in tensors):
+            continue
+        if not tensors or sum(t.numel() for t in tensors) > LARGEST:
+            continue
+
+        def call(*inputs: Tensor, leaves: list[Any] = leaves, at: list[int] = at, spec: Any = spec) -> Any:
+            values = list(leaves)
+            for i, t in zip(at, inputs, strict=True):
+                values[i] = t
+            first, args, kwargs = tree_unflatten(values, spec)
+            torch.manual_seed(0)
+            return op(first, *args, **kwargs)
+
+        text = f"{name}({', '.join(_brief(v) for v in leaves)})"
+        yield Sample(name, number, False, call, tuple(t.detach() for t in tensors), text)
+        if backward and (with_grads := _backward(call, tensors)) is not None:
+            yield Sample(name, number, True, *with_grads, text + ".backward")
+
+
+def _backward(
+    call: Callable[..., Any], tensors: list[Tensor]
+) -> tuple[Callable[..., Any], tuple[Tensor, ...]] | None:
+    """The gradients of a call as a function of its inputs and of the gradients of its results."""
+    wrt = [i for i, t in enumerate(tensors) if t.requires_grad]
+    if not wrt:
+        return None
+    outs = _differentiable(call(*[t.detach().clone().requires_grad_(t.requires_grad) for t in tensors]))
+    if not outs:
+        return None
+    seeds = [torch.randn(o.shape, dtype=o.dtype) for o in outs]
+
+    def fn(*inputs: Tensor) -> list[Tensor]:
+        given = inputs[: len(tensors)]
+        leaf = [t.detach().requires_grad_() if i in wrt else t for i, t in enumerate(given)]
+        outs = _differentiable(call(*[t.clone() if t.requires_grad else t for t in leaf]))
+        grads = torch.autograd.grad(outs, [leaf[i] for i in wrt], inputs[len(tensors) :], allow_unused=True)
+        return [g for g in grads if g is not None]
+
+    return fn, (*[t.detach() for t in tensors], *seeds)
+
+
+def _differentiable(value: Any) -> list[Tensor]:
+    return [t for t in tree_leaves(value) if isinstance(t, Tensor) and t.requires_grad]
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+    return repr(value)
