@@ -106,10 +106,13 @@ class Tracer(TorchDispatchMode):
             finder.look(op, inputs)
         entries = self.memory.entries
         touched = []
-        for t in inputs:
-            entry = entries.get(id(storage_of(t)))
-            if entry is not None:
-                touched.append((t, entry))
+        try:
+            for t in inputs:
+                entry = entries.get(id(storage_of(t)))
+                if entry is not None:
+                    touched.append((t, entry))
+        except NotImplementedError:  # a sparse tensor has no storage
+            return self._sparse(op, func, args, kwargs, inputs)
         if not touched or types and any(map(is_fake, inputs)) or touched[0][0].is_meta:
             out = func(*args, **kwargs)
             if finder is not None and finder.searching:
@@ -181,6 +184,9 @@ class Tracer(TorchDispatchMode):
 
     def _write(self, outs: list[Tensor], after: After) -> None:
         for t, shadow in zip(outs, after.shadows, strict=False):
+            if t.layout is not torch.strided:
+                self._vanished(f"{self._op_name} (a sparse result)", shadow)
+                continue
             self.memory.write(t, shadow if shadow else None)
         if self.finder is not None and self.finder.searching:
             self.finder.made(outs)
@@ -241,10 +247,25 @@ class Tracer(TorchDispatchMode):
 
     # -- the host -------------------------------------------------------------------------------------
 
+    def _sparse(self, op: Op, func: Any, args: Any, kwargs: Any, inputs: list[Tensor]) -> Any:
+        """Operations on sparse tensors: what goes in leaves sight, what comes out may hold all that did."""
+        out = func(*args, **kwargs)
+        dense = [t for t in inputs if t.layout is torch.strided]
+        with self._lock:
+            for t in tensors(out):
+                if t.layout is torch.strided:
+                    self.host_data(t, dense)
+                else:
+                    for source in dense:
+                        self._vanished(f"{op.full} (a sparse result)", self.memory.read(source))
+        return out
+
     def escape(self, what: str, t: Tensor) -> None:
         """The values or the memory of ``t`` go to something that is not torch."""
-        shadow = self.memory.read(t)
-        if shadow is not None and not self.quiet:
+        self._vanished(what, self.memory.read(t))
+
+    def _vanished(self, what: str, shadow: Shadow | None) -> None:
+        if shadow and not self.quiet:
             with _disable_current_modes():
                 self._op_name = what
                 self.recorder.escaped(what, shadow, self.site("host"))

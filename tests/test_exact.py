@@ -75,6 +75,18 @@ def test_what_passes_through_python_is_depended_on() -> None:
     assert reach.tolist() == [[False, True, False]] * 2
 
 
+def test_sparse_tensors_are_depended_on() -> None:
+    (reach,) = causaltrace.dependencies(lambda x: x.to_sparse().to_dense() * 2, torch.ones(3))[0]
+    assert reach.all()
+
+    def twice(x: Tensor) -> Tensor:
+        (grad,) = torch.autograd.grad(torch.sparse.mm(x.to_sparse(), x).sum(), x)
+        return grad
+
+    (reach,) = causaltrace.dependencies(twice, torch.ones(2, 2, requires_grad=True))[0]
+    assert reach.all()
+
+
 def test_random_numbers_are_the_same_in_every_pass_and_bad_input_is_named() -> None:
     before = torch.get_rng_state()
     x = torch.ones(ELEMENTS * 2)

@@ -42,6 +42,8 @@ WAYS: dict[str, Callable[[Tensor], float]] = {
     "mask": lambda t: float(t[t > 0].shape[0]),
     "unique": lambda t: float(t.unique().shape[0]),
     "iterate": lambda t: float(next(x.item() for x in t.flatten())),
+    "sparse": lambda t: t.to_sparse().to_dense().sum().item(),
+    "sparse product": lambda t: torch.sparse.mm(torch.eye(t.shape[0]).to_sparse(), t).sum().item(),
     "deepcopy": lambda t: copy.deepcopy(t).sum().item(),
     "one_hot classes": lambda t: float(F.one_hot(t.long().abs().flatten() % 5).shape[-1]),
 }

@@ -90,17 +90,19 @@ def table(rows: list[Row], elements: int) -> str:
     exact = sum(r.counts["exact"] == r.counts["samples"] for r in judged)
     conservative = sum(bool(r.counts["conservative"]) for r in judged)
     total = sum(r.counts["samples"] for r in judged)
+    missed = sum(any(p.startswith("MISSED") for p in r.problems) for r in rows)
     return "\n".join(
         [
             "# Rules over PyTorch's test database",
             "",
-            f"Written by `python -m tests.opdb --table`, torch {torch.__version__.split('+')[0]}: {len(rows)} ops, "
-            f"{total} samples, forward and backward. {exact} of {len(judged)} judged ops are exact on all "
-            f"samples, {conservative} have a part without a rule, none misses a dependency.",
+            f"Written by `python -m tests.opdb --table` with torch {torch.__version__.split('+')[0]}: "
+            f"{len(rows)} ops, {total} samples, forward and backward. {exact} of {len(judged)} judged ops are exact on "
+            f"all samples, {conservative} have a part without a rule; dependencies were missed in {missed}.",
             "",
-            f"A sample is judged by changing up to {elements} of its input elements one at a time, to several "
+            f"A sample is judged by changing up to {elements} of its input elements one at a time, to a few "
             "values each, and by changing at once all that a result is said not to depend on. *Larger* is "
-            "reported pairs over true pairs where the rule is larger than the truth.",
+            "reported pairs over true pairs. It also counts pairs that those few values did not happen to "
+            "show: what a maximum, a comparison or a rounding hides at one point is not hidden at another.",
             "",
             "| op | samples | exact | larger | conservative | note |",
             "| --- | ---: | ---: | ---: | ---: | --- |",
