@@ -25,9 +25,8 @@ HOT = 2.0**12
 BLOCK = 1 << 22
 #: Places times places beyond which a dim is not probed: everything along it is taken to read everything.
 PROBE_LIMIT = 1 << 28
-#: Arguments with one entry for each spatial dim, and the entry that makes a dim of size 1 stay out of it. A
-#: size of 2 from 1, because some kernels copy, whatever the scale, when no size changes.
-NEUTRAL = {"kernel_size": 1, "stride": 1, "dilation": 1, "padding": 0, "output_size": 2}
+#: Arguments with one entry for each spatial dim, and the entry that makes a dim of size 1 stay out of it.
+NEUTRAL = {"kernel_size": 1, "stride": 1, "dilation": 1, "padding": 0}
 SCALES = ("scales_d", "scales_h", "scales_w")
 
 
@@ -118,69 +117,70 @@ def probed(
     args = {k: v for k, v in args.items() if not isinstance(v, Tensor)}
     frozen = tuple((k, tuple(v) if isinstance(v, (list, tuple)) else v) for k, v in args.items())
     sizes = [(int(k), int(q)) for k, q in zip(ins, outs, strict=True)]
-    return [
-        None if k * q > PROBE_LIMIT else _probe(_Probe(name, linear, frozen, d, len(sizes), k, q, *_on(like)))
-        for d, (k, q) in enumerate(sizes)
-    ]
+    small = [_small(k, q) if "output_size" in args else (1, 1) for k, q in sizes]
+    maps: list[Map] = []
+    for d, (k, q) in enumerate(sizes):
+        before, after = zip(*[*small[:d], (k, q), *small[d + 1 :]], strict=True)
+        probe = _Probe(name, linear, frozen, d, before, after, like.dtype, like.device)
+        maps.append(None if k * q > PROBE_LIMIT else _probe(probe))
+    return maps
 
 
-def _on(t: Tensor) -> tuple[torch.dtype, torch.device]:
-    return t.dtype, t.device
+def _small(k: int, q: int) -> tuple[int, int]:
+    """Small sizes that are to each other as k to q are: some kernels copy, whatever the scale, when no size
+    changes, and some go wrong where a size is 1."""
+    if k == q:
+        return min(k, 2), min(k, 2)
+    return (1, 2) if k == 1 else (2, 1) if q == 1 else (2, 3)
 
 
 class _Probe(NamedTuple):
-    """One dim of an op: its number ``dim`` of ``ndim`` spatial ones, its places before and after."""
+    """The dim ``dim`` of an op, with the sizes of all spatial dims before and after."""
 
     name: str
     linear: str
     args: Frozen
     dim: int
-    ndim: int
-    ins: int
-    outs: int
+    ins: tuple[int, ...]
+    outs: tuple[int, ...]
     dtype: torch.dtype
     device: torch.device
 
-    def shape(self, rows: int, size: int, other: int = 1) -> list[int]:
-        return [rows, 1, *(size if d == self.dim else other for d in range(self.ndim))]
-
     def options(self) -> dict[str, Any]:
         """The op's arguments with those of the other dims neutral."""
-        out = dict(self.args)
+        out, n = dict(self.args), len(self.ins)
         pads = "_pad" in self.name
         for key, neutral in NEUTRAL.items():
             given = out.get(key)
             if given is None or pads or isinstance(given, tuple) and not given:
                 continue
-            each = given * self.ndim if isinstance(given, tuple) and len(given) == 1 else given
+            each = given * n if isinstance(given, tuple) and len(given) == 1 else given
             own = each[self.dim] if isinstance(each, tuple) else each
-            out[key] = [own if d == self.dim else neutral for d in range(self.ndim)]
+            out[key] = [own if d == self.dim else neutral for d in range(n)]
         if pads:  # (before, after) of the last dim first
-            at = 2 * (self.ndim - 1 - self.dim)
+            at = 2 * (n - 1 - self.dim)
             out["padding"] = [w if i - i % 2 == at else 0 for i, w in enumerate(out["padding"])]
-        for d, key in enumerate(SCALES[len(SCALES) - self.ndim :]):
+        if "output_size" in out:
+            out["output_size"] = self.outs if self.linear == "self" else self.ins
+        for d, key in enumerate(SCALES[len(SCALES) - n :]):
             if d != self.dim:
                 out.pop(key, None)
         return out
 
     def run(self, hot: Tensor) -> Tensor:
-        """``hot [rows, ins]`` through the op: ``[rows, outs, the rest]``."""
-        rows, args = hot.shape[0], self.options()
-        if self.linear == "self":
-            shape = self.shape(rows, self.ins)
-        else:
-            shape = self.shape(rows, self.ins, 2 if "output_size" in args else 1)
-            if "input_size" in args:
-                args["input_size"] = self.shape(rows, self.outs)
-            else:
-                args["self"] = hot.new_zeros(self.shape(rows, self.outs))
-        line = [self.ins if d == self.dim else 1 for d in range(self.ndim)]
-        args[self.linear] = hot.view(rows, 1, *line).expand(shape).contiguous()
+        """``hot [rows, places]`` through the op: ``[rows, places after, the rest]``."""
+        rows, args, after = hot.shape[0], self.options(), self.outs[self.dim]
+        if "input_size" in args:
+            args["input_size"] = [rows, 1, *self.outs]
+        elif self.linear != "self":
+            args["self"] = hot.new_zeros(rows, 1, *self.outs)
+        line = [n if d == self.dim else 1 for d, n in enumerate(self.ins)]
+        args[self.linear] = hot.view(rows, 1, *line).expand(rows, 1, *self.ins).contiguous()
         got = getattr(torch.ops.aten, self.name)(**args)
         got = got[0] if isinstance(got, (tuple, list)) else got
-        if got.ndim == 2 + self.ndim:
+        if got.ndim == 2 + len(self.ins):
             got = got.movedim(2 + self.dim, 1)
-        return got.reshape(rows, self.outs, -1)
+        return got.reshape(rows, after, -1)
 
 
 @lru_cache(maxsize=512)
@@ -188,14 +188,15 @@ def _probe(probe: _Probe) -> Reads:
     """One-hot vectors through the op, a block of them at a time. The geometry that integers get may be that
     of either float dtype."""
     kinds = (probe.dtype,) if probe.dtype.is_floating_point else (torch.float32, torch.float64)
-    step = max(1, BLOCK // max(1, probe.ins, probe.outs))
+    ins, outs = probe.ins[probe.dim], probe.outs[probe.dim]
+    step = max(1, BLOCK // max(1, ins, outs))
     pairs = [torch.zeros(0, 2, dtype=torch.long, device=probe.device)]
     for kind in kinds:
-        for start in range(0, probe.ins if probe.outs else 0, step):
-            hot = torch.zeros(min(step, probe.ins - start), probe.ins, dtype=kind, device=probe.device)
+        for start in range(0, ins, step):
+            hot = torch.zeros(min(step, ins - start), ins, dtype=kind, device=probe.device)
             hot.diagonal(start).fill_(HOT)
             got = probe.run(hot)
             found = torch.nonzero(((got != 0) & got.isfinite()).any(-1))  # -inf: the maximum of no elements
             pairs.append(found + torch.tensor([start, 0], device=probe.device))
     place, out = torch.cat(pairs).unique(dim=0).unbind(1)
-    return Reads(out, place, probe.outs, probe.ins)
+    return Reads(out, place, outs, ins)
