@@ -9,6 +9,7 @@ borders. A weight of exactly 0 is no dependence.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
@@ -23,8 +24,10 @@ from causaltrace.rules.call import OpCall
 HOT = 2.0**12
 #: Elements of one block of one-hot vectors, and of supports gathered at once.
 BLOCK = 1 << 22
+#: Places times places up to which each place is probed by itself.
+ONE_HOT_LIMIT = 1 << 23
 #: Places times places beyond which a dim is not probed: everything along it is taken to read everything.
-PROBE_LIMIT = 1 << 28
+PROBE_LIMIT = 1 << 34
 #: Arguments with one entry for each spatial dim, and the entry that makes a dim of size 1 stay out of it.
 NEUTRAL = {"kernel_size": 1, "stride": 1, "dilation": 1, "padding": 0}
 SCALES = ("scales_d", "scales_h", "scales_w")
@@ -185,18 +188,44 @@ class _Probe(NamedTuple):
 
 @lru_cache(maxsize=512)
 def _probe(probe: _Probe) -> Reads:
-    """One-hot vectors through the op, a block of them at a time. The geometry that integers get may be that
-    of either float dtype."""
+    """The geometry that integers get may be that of either float dtype."""
     kinds = (probe.dtype,) if probe.dtype.is_floating_point else (torch.float32, torch.float64)
+    place, out = torch.cat([_pairs(probe, kind) for kind in kinds]).unique(dim=0).unbind(1)
+    return Reads(out, place, probe.outs[probe.dim], probe.ins[probe.dim])
+
+
+def _pairs(probe: _Probe, kind: torch.dtype) -> Tensor:
+    """``[pairs, (place, out)]``: where one-hot vectors come out. Of a long dim, groups of places: a place is
+    read where its remainder, its block, and its block among blocks shifted by half are. Of a window of up to
+    half a block that says all; a wider one may get places near its ends that it does not read."""
     ins, outs = probe.ins[probe.dim], probe.outs[probe.dim]
-    step = max(1, BLOCK // max(1, ins, outs))
-    pairs = [torch.zeros(0, 2, dtype=torch.long, device=probe.device)]
-    for kind in kinds:
-        for start in range(0, ins, step):
-            hot = torch.zeros(min(step, ins - start), ins, dtype=kind, device=probe.device)
-            hot.diagonal(start).fill_(HOT)
-            got = probe.run(hot)
-            found = torch.nonzero(((got != 0) & got.isfinite()).any(-1))  # -inf: the maximum of no elements
-            pairs.append(found + torch.tensor([start, 0], device=probe.device))
-    place, out = torch.cat(pairs).unique(dim=0).unbind(1)
-    return Reads(out, place, outs, ins)
+    at = torch.arange(ins, device=probe.device)
+    if ins * outs <= ONE_HOT_LIMIT:
+        return torch.nonzero(_hits(probe, kind, at))
+    side = 2 * math.isqrt(ins)
+    shift = side // 2
+    rest, block, shifted = (_hits(probe, kind, g) for g in (at % side, at // side, (at + shift) // side))
+    found = []
+    for pairs in torch.nonzero(block).split(max(1, BLOCK // side)):
+        out = pairs[:, 1:]
+        place = pairs[:, :1] * side + at[:side]
+        read = rest[at[:side], out] & shifted[((place + shift) // side).clamp(max=shifted.shape[0] - 1), out]
+        nth, offset = torch.nonzero(read & (place < ins)).unbind(1)
+        found.append(torch.stack((place[nth, offset], out[nth, 0]), 1))
+    return torch.cat(found) if found else torch.zeros(0, 2, dtype=torch.long, device=probe.device)
+
+
+def _hits(probe: _Probe, kind: torch.dtype, group: Tensor) -> Tensor:
+    """``[groups, outs]``: which outs read something of each group of places? Their values differ, so that
+    weights of either sign do not cancel."""
+    count, outs = int(group.max()) + 1, probe.outs[probe.dim]
+    values = (HOT * (1 + torch.arange(group.numel(), device=group.device) * 0.618034 % 1)).to(kind)
+    step = max(1, BLOCK // max(1, group.numel(), outs))
+    parts = []
+    for numbers in torch.arange(count, device=group.device).split(step):
+        got = probe.run((group == numbers.unsqueeze(1)) * values)
+        live = got != 0
+        if "max_pool" in probe.name:
+            live &= got != -torch.inf  # the maximum of no elements
+        parts.append(live.any(-1))
+    return torch.cat(parts)
