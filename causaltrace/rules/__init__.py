@@ -28,7 +28,9 @@ from causaltrace.rules import (
     norm,
     optim,
     pointwise,
+    pool,
     reduce,
+    resample,
     scatter,
 )
 from causaltrace.rules.call import OpCall, Result
@@ -174,6 +176,36 @@ TABLE: dict[str, Rule] = {
     # -- convolutions: S(weight) | S(bias) | union over the window
     **_rows(LEAVE, conv.convolution, "convolution _convolution convolution_overrideable"),
     **_rows(LEAVE, conv.convolution_backward, "convolution_backward convolution_backward_overrideable"),
+    # -- pools: union over the window (a maximum, and where it is: of all of it)
+    **_rows(LEAVE, resample.resampled, "avg_pool2d avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d"),
+    **_rows(LEAVE, pool.max_pool, "max_pool2d_with_indices max_pool3d_with_indices adaptive_max_pool2d "
+            "adaptive_max_pool3d"),
+    **_rows(LEAVE, pool.fractional, "fractional_max_pool2d fractional_max_pool3d"),
+    # backward: union over the windows that hold the place | S(where the maximum was), cut by a zero gradient
+    **_rows(LEAVE, resample.resampled_backward, "avg_pool2d_backward avg_pool3d_backward "
+            "_adaptive_avg_pool2d_backward _adaptive_avg_pool3d_backward"),
+    **_rows(LEAVE, pool.max_pool_backward, "max_pool2d_with_indices_backward "
+            "max_pool3d_with_indices_backward adaptive_max_pool2d_backward adaptive_max_pool3d_backward"),
+    **_rows(LEAVE, pool.fractional_backward, "fractional_max_pool2d_backward fractional_max_pool3d_backward"),
+    **_rows(LEAVE, pool.max_unpool, "max_unpool2d max_unpool3d"),
+    # -- resampling: union of the places that weigh in; backward the other way round
+    **_rows(MOVE, resample.resampled, "upsample_nearest1d upsample_nearest2d upsample_nearest3d "
+            "_upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d"),
+    **_rows(LEAVE, resample.resampled, "upsample_linear1d upsample_bilinear2d upsample_trilinear3d "
+            "upsample_bicubic2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa _upsample_lanczos2d_aa"),
+    **_rows(LEAVE, resample.resampled_backward, "upsample_nearest1d_backward upsample_nearest2d_backward "
+            "upsample_nearest3d_backward _upsample_nearest_exact1d_backward "
+            "_upsample_nearest_exact2d_backward _upsample_nearest_exact3d_backward "
+            "upsample_linear1d_backward upsample_bilinear2d_backward upsample_trilinear3d_backward "
+            "upsample_bicubic2d_backward _upsample_bilinear2d_aa_backward _upsample_bicubic2d_aa_backward "
+            "_upsample_lanczos2d_aa_backward reflection_pad1d_backward reflection_pad2d_backward "
+            "reflection_pad3d_backward replication_pad1d_backward replication_pad2d_backward "
+            "replication_pad3d_backward"),
+    **_rows(LEAVE, resample.col2im, "col2im"),
+    # S(grid) | union of the places that its values point at; backward S(grid) goes to all of the plane
+    **_rows(LEAVE, resample.grid_sampler, "grid_sampler_2d grid_sampler_3d cudnn_grid_sampler"),
+    **_rows(LEAVE, resample.grid_sampler_backward, "grid_sampler_2d_backward grid_sampler_3d_backward "
+            "cudnn_grid_sampler_backward"),
     # -- normalisations: statistics couple the normalised elements
     **_rows(LEAVE, norm.layer_norm, "native_layer_norm"),
     **_rows(LEAVE, norm.layer_norm_backward, "native_layer_norm_backward"),
