@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from causaltrace._compat import storage_of
 from causaltrace.lattice.cells import Cells
 from causaltrace.rules.call import OpCall, Result
 
@@ -21,43 +22,39 @@ def _moved(op: OpCall, tensors: Sequence[Tensor], places: Tensor) -> Cells | Non
     parents = [c for c in cells if c is not None]
     if not parents:
         return None
-    shapes, bottom = [tuple(t.shape) for t in tensors], op.lattice.lattice.bottom
+    shapes = [tuple(t.shape) for t in tensors]
+    blank = op.lattice.lattice.bottom if op.moves_values else -1  # -1: no label
     known, where = [c is not None for c in cells], places.long()
 
     def fn(*data: Tensor) -> Tensor:
         width, rest = data[0].shape[-1], iter(data)
-        parts = [data[0].new_full((1, width), bottom)]
+        parts = [data[0].new_full((1, width), blank)]
         for shape, present in zip(shapes, known, strict=True):
             if present:
                 parts.append(next(rest).expand(*shape, width).reshape(-1, width))
             else:
-                parts.append(data[0].new_full((torch.Size(shape).numel(), width), bottom))
-        return torch.cat(parts)[where]
+                parts.append(data[0].new_full((torch.Size(shape).numel(), width), blank))
+        return torch.cat(parts)[where.to(data[0].device)]
 
     return op.lattice.make(fn, *parents, share=False, held=where.numel() * 8)
 
 
 def _numbers(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """On the host, where looking at them is free."""
     out, start = [], 1
     for t in tensors:
-        counted = torch.arange(start, start + t.numel(), dtype=torch.float64, device=t.device)
-        out.append(counted.view(t.shape))
+        out.append(torch.arange(start, start + t.numel(), dtype=torch.float64).view(t.shape))
         start += t.numel()
     return out
 
 
-def _in_place(x: Tensor, numbers: Tensor) -> Tensor:
-    """Numbers, laid out in memory as ``x``."""
-    memory = x.untyped_storage().nbytes() // x.element_size()
-    base = torch.zeros(memory, dtype=numbers.dtype, device=x.device)
-    return base.as_strided(x.shape, x.stride(), x.storage_offset()).copy_(numbers)
-
-
-def _overlaps(x: Tensor) -> bool:
-    """Does some element share its memory with another?"""
-    return any(n > 1 and s == 0 for n, s in zip(x.shape, x.stride(), strict=True)) or bool(
-        torch._debug_has_internal_overlap(x)
-    )
+def _in_memory(x: Tensor, numbers: Tensor) -> Tensor | None:
+    """Numbers, laid out in memory as ``x``; None where elements share memory."""
+    if any(n > 1 and stride == 0 for n, stride in zip(x.shape, x.stride(), strict=True)):
+        return None
+    memory = torch.zeros(storage_of(x).nbytes() // x.element_size(), dtype=numbers.dtype)
+    placed = memory.as_strided(x.shape, x.stride(), x.storage_offset()).copy_(numbers)
+    return placed if torch.equal(placed, numbers) else None
 
 
 def as_strided_copy(op: OpCall) -> Result:
@@ -65,10 +62,9 @@ def as_strided_copy(op: OpCall) -> Result:
     element is told from another."""
     x, lattice = op.tensor("self"), op.lattice
     size, stride, offset = op.args["size"], op.args["stride"], op.get("storage_offset")
-    if not _overlaps(x):
-        places = _in_place(x, _numbers([x])[0]).as_strided(size, stride, offset)
-        if bool((places > 0).all()):
-            return _moved(op, [x], places)
+    placed = _in_memory(x, _numbers([x])[0])
+    if placed is not None and bool((places := placed.as_strided(size, stride, offset)).all()):
+        return _moved(op, [x], places)
     return lattice.everything(op.cells("self"), len(size))
 
 
@@ -76,10 +72,10 @@ def as_strided_scatter(op: OpCall) -> Result:
     """self with src where the geometry says."""
     x, src, lattice = op.tensor("self"), op.tensor("src"), op.lattice
     size, stride, offset = op.args["size"], op.args["stride"], op.get("storage_offset")
-    if _overlaps(x):
-        return lattice.join(*[lattice.everything(op.cells(n), x.ndim) for n in ("self", "src")])
     old, new = _numbers([x, src])
-    placed = _in_place(x, old)
+    placed = _in_memory(x, old)
+    if placed is None:
+        return lattice.join(*[lattice.everything(op.cells(n), x.ndim) for n in ("self", "src")])
     placed.as_strided(size, stride, offset).copy_(new)
     return _moved(op, [x, src], placed)
 
@@ -99,14 +95,12 @@ def pack_padded(op: OpCall) -> Result:
     if c is not None and c.dims[:2] == (1, 1):
         c = lattice.reshaped(c, (1, *c.dims[2:]))
     elif c is not None:
-        steps = torch.arange(x.shape[0] * x.shape[1], dtype=torch.float64, device=x.device).view(
-            *x.shape[:2], 1
-        )
+        steps = torch.arange(x.shape[0] * x.shape[1], dtype=torch.float64).view(*x.shape[:2], 1)
         packed, _ = torch.ops.aten._pack_padded_sequence(steps, op.tensor("lengths"), op.args["batch_first"])
         places, wide = packed[:, 0].long(), (*x.shape[:2], *c.dims[2:])
 
         def fn(data: Tensor) -> Tensor:
-            return data.expand(*wide, data.shape[-1]).flatten(0, 1)[places]
+            return data.expand(*wide, data.shape[-1]).flatten(0, 1)[places.to(data.device)]
 
         c = lattice.move(c, fn, held=places.numel() * 8)
     spread = None if lengths is None else lattice.reshaped(lengths, (1,) * (x.ndim - 1))

@@ -81,6 +81,18 @@ def test_gradients_by_frequency(mode: str) -> None:
     check(lambda t, i, g: grads(lambda t: bags(t, i))(t, g), rand(3, 2), Index(INDEX, range(3)), g)
 
 
+@pytest.mark.parametrize("mode", [0, 1, 2])
+def test_gradients_without_offsets(mode: int) -> None:
+    op = torch.ops.aten._embedding_bag_dense_backward
+    table = torch.tensor([[0.3, 1.0], [0.5, 2.0], [0.1, 0.7]])
+    _, _, size, best = torch.ops.aten._embedding_bag(table, INDEX, OFFSETS, False, mode)
+    owner = torch.tensor([0, 0, 2, 3])
+    exact = mode != 2
+    check(lambda g: op(g, INDEX, owner, size, best, 3, False, mode, None), rand(4, 2), exact=exact)
+    index = Index(INDEX, range(3))
+    check(lambda g, i: op(g, i, owner, size, best, 3, False, mode, None), rand(4, 2, zeros=0.4), index)
+
+
 def test_no_bags_and_no_indices() -> None:
     none = INDEX[:0]
     check(lambda t: torch.cat((F.embedding_bag(none, t, none), t)), rand(3, 2))
