@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.modules.linear_cross_entropy_options import LinearCrossEntropyOptions
 
 from tests.oracle import Index, check, grads
 from tests.rules.test_pointwise import rand
@@ -194,13 +195,14 @@ def test_ctc_keeps_sequences_apart() -> None:
     check(lengths, rand(3, 2, 3), steps, count, rand(2), kinds=6)
 
 
-def test_linear_cross_entropy() -> None:
+@pytest.mark.parametrize("options", [None, LinearCrossEntropyOptions()], ids=["plain", "chunked"])
+def test_linear_cross_entropy(options: LinearCrossEntropyOptions | None) -> None:
     y = labels((3,), -100)
     for reduction in ("none", "sum", "mean"):
         seed = rand(3, zeros=0.4) if reduction == "none" else torch.tensor(1.0)
         check(
             lambda x, w, y, g: grads(
-                lambda x, w: F.linear_cross_entropy(x, w, y, reduction=reduction),  # noqa: B023
+                lambda x, w: F.linear_cross_entropy(x, w, y, reduction=reduction, options=options),  # noqa: B023
                 (0, 1),
             )(x, w, g),
             rand(3, 2),
