@@ -366,6 +366,18 @@ def test_never_wrong(name: str) -> None:
         assert report.opaque
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+def test_lstm_as_one_operation(reverse: bool) -> None:
+    """In single precision an LSTM is one operation, which is followed step by step."""
+    mix, causal = MAYBE_OPAQUE["backward_lstm" if reverse else "lstm"]
+    assert bool(check(scoring(model(mix).float()))) != causal
+    if causal:
+        assert not check(scoring(model(mix, 2).float()))
+        assert not check(fitting(model(mix).float(), SPLIT))
+        runs = [fitting(model(mix, seed=seed).float(), LENGTH) for seed in range(3)]
+        assert check(*runs) == set(range(SPLIT + 1, LENGTH + 1))
+
+
 # ------------------------------------------------------------------------------------ embeddings of labels
 
 

@@ -18,6 +18,7 @@ import torch
 
 from causaltrace.rules import (
     attention,
+    bag,
     conv,
     encoder,
     fallback,
@@ -26,12 +27,15 @@ from causaltrace.rules import (
     matmul,
     move,
     norm,
+    numbered,
     optim,
     pointwise,
     pool,
+    recurrent,
     reduce,
     resample,
     scatter,
+    segment,
 )
 from causaltrace.rules.call import OpCall, Result
 
@@ -60,7 +64,10 @@ TABLE: dict[str, Rule] = {
             "empty_permuted _assert_async _assert_tensor_metadata _linalg_check_errors zero uniform "
             "exponential cauchy geometric log_normal random random_from random_to "
             "_record_function_enter_new _record_function_exit sym_size sym_numel sym_stride is_pinned "
-            "_has_compatible_shallow_copy_type is_same_size"),
+            "_has_compatible_shallow_copy_type is_same_size arange full ones zeros rand randn randint "
+            "randperm eye tril_indices triu_indices scalar_tensor _efficientzerotensor"),
+    # numbers between two numbers, which may be tensors: S(start) | S(end)
+    **_rows(LEAVE, reduce.whole, "linspace logspace"),
     # -- movement: S(out) = S of the element that moved (| S(condition or index))
     **_rows(MOVE, move.same, "clone _to_copy _pin_memory _conj_physical"),
     **_rows(MOVE, move.copy, "copy _copy_from"),
@@ -77,6 +84,10 @@ TABLE: dict[str, Rule] = {
             "transpose_copy t_copy view_copy expand_copy squeeze_copy unsqueeze_copy unfold_copy "
             "alias_copy detach_copy _reshape_copy im2col"),
     **_rows(MOVE, move.block_diag, "block_diag"),
+    **_rows(MOVE, numbered.as_strided_copy, "as_strided_copy"),
+    **_rows(MOVE, numbered.as_strided_scatter, "as_strided_scatter"),
+    **_rows(MOVE, numbered.chunk_cat, "_chunk_cat"),
+    **_rows(MOVE, numbered.pack_padded, "_pack_padded_sequence"),
     **_rows(LEAVE, move.unfold_backward, "unfold_backward"),
     **_rows(MOVE, move.where, "where"),
     **_rows(MOVE, move.masked_fill, "masked_fill"),
@@ -100,7 +111,13 @@ TABLE: dict[str, Rule] = {
     **_rows(LEAVE, index.take, "take"),
     **_rows(LEAVE, index.repeats, "repeat_interleave"),
     **_rows(LEAVE, scatter.embedding_backward, "embedding_dense_backward"),
-    **_rows(LEAVE, index.nonzero, "nonzero _unique2 unique_dim unique_consecutive unique_dim_consecutive"),
+    **_rows(LEAVE, index.nonzero, "nonzero nonzero_static _unique _unique2 unique_dim unique_consecutive "
+            "unique_dim_consecutive"),
+    **_rows(LEAVE, reduce.whole, "_unsafe_masked_index _unsafe_masked_index_put_accumulate"),
+    # bags of rows: S(bag) = union of S(index) | S(row) | S(weight) over the bag, | S(offsets)
+    **_rows(LEAVE, bag.forward, "_embedding_bag _embedding_bag_forward_only"),
+    **_rows(LEAVE, bag.backward, "_embedding_bag_backward _embedding_bag_dense_backward"),
+    **_rows(LEAVE, bag.weights_backward, "_embedding_bag_per_sample_weights_backward"),
     # -- element by element: S(out) = union of S(operands); an exact 0 cuts its partner
     **_rows(POINT, pointwise.mul, "mul bitwise_and logical_and __and__"),
     **_rows(POINT, pointwise.either, "bitwise_or logical_or __or__"),
@@ -117,6 +134,7 @@ TABLE: dict[str, Rule] = {
             "xlogy isinf"),
     **_rows(POINT, pointwise.join, "log_sigmoid_forward"),
     **_rows(LEAVE, pointwise.rrelu, "rrelu_with_noise"),
+    **_rows(POINT, pointwise.prelu_backward, "_prelu_kernel_backward"),
     **_rows(POINT, pointwise.sampled, "normal bernoulli"),
     **_rows(LEAVE, pointwise.glu, "glu"),
     **_rows(LEAVE, pointwise.glu_backward, "glu_backward"),
@@ -128,22 +146,27 @@ TABLE: dict[str, Rule] = {
             "soft_margin_loss_backward rrelu_with_noise_backward"),
     # -- reductions: S(out) = union over the reduced dims
     **_rows(LEAVE, reduce.over, "sum mean nansum prod amax amin any all logsumexp argmax argmin std var "
-            "linalg_vector_norm norm count_nonzero trace"),
+            "linalg_vector_norm norm count_nonzero trace hash_tensor"),
     **_rows(LEAVE, reduce.several, "max min median nanmedian var_mean std_mean aminmax _aminmax"),
     **_rows(LEAVE, reduce.last, "mode kthvalue"),
+    **_rows(LEAVE, reduce.across, "_fft_r2c _fft_c2r _fft_c2c"),
+    **_rows(LEAVE, segment.forward, "segment_reduce"),
+    **_rows(LEAVE, segment.backward, "_segment_reduce_backward"),
     **_rows(LEAVE, reduce.renorm, "renorm"),
     **_rows(LEAVE, reduce.crossed, "linalg_cross"),
     **_rows(LEAVE, reduce.one_dim, "_softmax _log_softmax _safe_softmax sort topk argsort msort"),
     **_rows(LEAVE, reduce.softmax_backward, "_softmax_backward_data _log_softmax_backward_data"),
     **_rows(LEAVE, reduce.running, "cumsum cumprod cummax cummin logcumsumexp"),
     **_rows(LEAVE, reduce.norm_each, "_foreach_norm"),
-    **_rows(LEAVE, reduce.whole, "histc dist allclose"),
+    **_rows(LEAVE, reduce.whole, "histc histogram _histogramdd_bin_edges _histogramdd_from_bin_cts "
+            "_histogramdd_from_bin_tensors dist allclose"),
     **_rows(LEAVE, reduce.rows, "multinomial"),
     **_rows(LEAVE, reduce.searched, "searchsorted bucketize isin"),
     **_rows(LEAVE, reduce.matrices, "linalg_qr linalg_cholesky cholesky _linalg_svd linalg_inv_ex "
             "linalg_cholesky_ex _linalg_eigh linalg_eig _linalg_eigvals cholesky_inverse cholesky_solve "
             "_cholesky_solve_helper _linalg_det _linalg_slogdet _linalg_solve_ex linalg_lu "
-            "linalg_lu_factor_ex linalg_lu_solve linalg_ldl_factor_ex linalg_solve_triangular "
+            "linalg_lu_factor_ex linalg_lu_solve linalg_ldl_factor_ex linalg_ldl_solve "
+            "linalg_solve_triangular "
             "triangular_solve linalg_matrix_exp linalg_pinv geqrf linalg_householder_product ormqr "
             "lu_unpack linalg_lstsq"),
     **_rows(LEAVE, reduce.whole, "bincount equal is_nonzero _local_scalar_dense item _is_all_true "
@@ -161,6 +184,9 @@ TABLE: dict[str, Rule] = {
     **_rows(LEAVE, matmul.scaled_mm, "_scaled_mm"),
     **_rows(LEAVE, matmul.distances, "_cdist_forward _euclidean_dist"),
     **_rows(LEAVE, matmul.distances_backward, "_cdist_backward"),
+    **_rows(LEAVE, matmul.pairs, "_pdist_forward"),
+    **_rows(LEAVE, matmul.pairs_backward, "_pdist_backward"),
+    **_rows(LEAVE, matmul.trilinear, "_trilinear"),
     # -- attention: S(q_i) | S(mask_i) | union of S(k_j) | S(v_j) over visible j
     **_rows(LEAVE, attention.forward, "scaled_dot_product_attention "
             "_scaled_dot_product_flash_attention_for_cpu "
@@ -173,6 +199,9 @@ TABLE: dict[str, Rule] = {
             "_scaled_dot_product_fused_attention_overrideable_backward"),
     **_rows(LEAVE, encoder.encoder_layer, "_transformer_encoder_layer_fwd"),
     **_rows(LEAVE, encoder.multi_head, "_native_multi_head_attention"),
+    # -- recurrences: S(out[t]) = union of S(x[s]) over s <= t | S(first state) | S(weights)
+    **_rows(LEAVE, recurrent.layer, "mkldnn_rnn_layer"),
+    **_rows(LEAVE, recurrent.layer_backward, "mkldnn_rnn_layer_backward"),
     # -- convolutions: S(weight) | S(bias) | union over the window
     **_rows(LEAVE, conv.convolution, "convolution _convolution convolution_overrideable"),
     **_rows(LEAVE, conv.convolution_backward, "convolution_backward convolution_backward_overrideable"),
@@ -226,6 +255,13 @@ TABLE: dict[str, Rule] = {
     **_rows(LEAVE, loss.nll_loss_backward, "nll_loss_backward nll_loss2d_backward"),
     **_rows(LEAVE, loss.mse_like, "mse_loss smooth_l1_loss huber_loss binary_cross_entropy l1_loss "
             "binary_cross_entropy_with_logits soft_margin_loss"),
+    # losses of a whole row or sequence: S(row) | S(target) | S(weights)
+    **_rows(LEAVE, loss.margin, "multi_margin_loss multilabel_margin_loss_forward"),
+    **_rows(LEAVE, loss.margin_backward, "multi_margin_loss_backward multilabel_margin_loss_backward"),
+    **_rows(LEAVE, loss.ctc, "_ctc_loss"),
+    **_rows(LEAVE, loss.ctc_backward, "_ctc_loss_backward"),
+    **_rows(LEAVE, loss.chunked, "_linear_cross_entropy_batch_chunked_no_reduction"),
+    **_rows(LEAVE, reduce.whole, "_linear_cross_entropy_batch_chunked"),
     # -- optimizers: parameter i and its state depend on everything of parameter i
     **_rows(LEAVE, optim.fused, "_fused_adam _fused_adamw _fused_sgd _fused_adagrad"),
     **_rows(LEAVE, optim.unscale, "_amp_foreach_non_finite_check_and_unscale"),

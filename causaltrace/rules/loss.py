@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from causaltrace.lattice.cells import Cells
 from causaltrace.rules.call import OpCall, Result, absorb
+from causaltrace.rules.scatter import _land
 
 
 def class_dim(op: OpCall) -> int:
@@ -70,3 +72,126 @@ def mse_like(op: OpCall) -> Result:
     lattice = op.lattice
     out = lattice.join(*[op.of(t) for t in op.inputs()])
     return out if op.get("reduction", 1) == 0 else lattice.everything(out)
+
+
+# -- losses of a whole row --------------------------------------------------------------------------------
+
+
+def _row(op: OpCall, name: str, classes: bool) -> Cells | None:
+    """A support with one value a row; ``classes``: the argument has a class dim."""
+    c = op.cells(name)
+    return (
+        op.lattice.reduce(c, [len(c.dims) - 1], keepdim=False) if c is not None and classes and c.dims else c
+    )
+
+
+def _rows_read(op: OpCall) -> Cells | None:
+    """S(row) | S(target) | S(class weights), row by row."""
+    target, weight = op.tensor("target"), op.lattice.everything(op.cells("weight"))
+    by_class = op.name.startswith("multilabel")
+    out = op.lattice.join(
+        _row(op, "self", True), _row(op, "is_target", True) if "is_target" in op.args else None
+    )
+    named = _row(op, "target", by_class)
+    if op.tensor("self").ndim < 2:  # one row, whatever form the target has
+        named = op.lattice.everything(named)
+    elif not by_class and target.ndim == 0:
+        named = op.lattice.everything(named, 1)
+    return op.lattice.join(out, named, weight)
+
+
+def margin(op: OpCall) -> Result:
+    """multi_margin_loss; (multilabel_margin_loss, is_target): S(row) | S(target), then reduced."""
+    lattice = op.lattice
+    per = _rows_read(op)
+    out = per if op.get("reduction", 1) == 0 else lattice.everything(per)
+    if not isinstance(op.out, (list, tuple)):
+        return None if out is None else lattice.reshaped(out, out.dims[: op.out.ndim])
+    named = lattice.reduce(
+        op.cells("target"), [op.tensor("target").ndim - 1] if op.tensor("target").ndim else []
+    )
+    return [out, named]
+
+
+def margin_backward(op: OpCall) -> Result:
+    """S(gradient of the row), and where that is not 0 | S(row) | S(target) | S(class weights)."""
+    lattice, x, grad = op.lattice, op.tensor("self"), op.tensor("grad_output")
+    own, read = op.cells("grad_output"), _rows_read(op)
+    if not x.ndim:
+        return lattice.join(lattice.everything(own), lattice.everything(read))
+    if x.ndim == 1:
+        own, read, grad = lattice.everything(own, 1), lattice.everything(read, 1), grad.reshape(1)
+    else:
+        own = None if own is None else lattice.unsqueeze(own, len(own.dims))
+        read = None if read is None else lattice.unsqueeze(lattice.aligned(read, 1), 1)
+        grad = grad.unsqueeze(-1)
+    own = None if own is None else lattice.aligned(own, x.ndim)
+    return absorb(op, grad, own, read)
+
+
+# -- connectionist temporal classification ----------------------------------------------------------------
+
+
+def _lengths(op: OpCall, name: str) -> Tensor:
+    value, device = op.args[name], op.tensor("log_probs").device
+    return value.to(device) if isinstance(value, Tensor) else torch.tensor(list(value), device=device)
+
+
+def _sequences(op: OpCall) -> Cells | None:
+    """``[batch]``: S(log probabilities up to the input's length) | S(targets up to the target's length) |
+    S(lengths)."""
+    lattice, x, target = op.lattice, op.tensor("log_probs"), op.tensor("targets")
+    steps, count = _lengths(op, "input_lengths"), _lengths(op, "target_lengths")
+    places = torch.arange(x.shape[0], device=x.device)
+    inside = places.unsqueeze(1) < steps.reshape(1, -1)
+    read = lattice.reduce(op.cells("log_probs"), [2], keepdim=False)
+    read = lattice.reduce(lattice.keep(read, inside), [0], keepdim=False)
+    lengths = [op.cells("input_lengths"), op.cells("target_lengths")]
+    named = op.cells("targets")
+    if named is not None and target.ndim == 2:
+        inside = torch.arange(target.shape[1], device=x.device) < count.reshape(-1, 1)
+        named = lattice.reduce(lattice.keep(named, inside), [1], keepdim=False)
+    elif named is not None:  # one after the other
+        lengths[1] = lattice.everything(lengths[1], 1)
+        places = torch.arange(target.numel(), device=x.device)
+        owner = torch.searchsorted(count.cumsum(0), places, right=True)
+        inside = owner < len(count)
+        named = lattice.keep(named, inside)
+        named = _land(op, None, named, (len(count),), owner.clamp(max=len(count) - 1), owner.shape, False)
+    return lattice.join(read, named, *lengths)
+
+
+def ctc(op: OpCall) -> Result:
+    """(loss, log_alpha): each sequence's own."""
+    lattice = op.lattice
+    per = _sequences(op)
+    return [per, None if per is None else lattice.reshaped(per, (*per.dims, 1, 1))]
+
+
+def ctc_backward(op: OpCall) -> Result:
+    """S(gradient of the sequence), and where that is not 0 all that its loss read; steps beyond the input's
+    length get no gradient."""
+    lattice, x, grad = op.lattice, op.tensor("log_probs"), op.tensor("grad")
+    alpha = op.cells("log_alpha")
+    rest = lattice.join(
+        _sequences(op),
+        op.cells("neg_log_likelihood"),
+        None if alpha is None else lattice.reduce(alpha, [1, 2], keepdim=False),
+    )
+    out = absorb(op, grad, op.cells("grad"), rest)
+    out = None if out is None else lattice.unsqueeze(lattice.unsqueeze(lattice.aligned(out, 1), 1), 0)
+    inside = torch.arange(x.shape[0], device=x.device).unsqueeze(1) < _lengths(op, "input_lengths")
+    own = op.cells("input_lengths")
+    beyond = None if own is None else lattice.unsqueeze(lattice.unsqueeze(own, 1), 0)
+    return lattice.join(lattice.keep(out, inside.unsqueeze(-1)), beyond)
+
+
+def chunked(op: OpCall) -> Result:
+    """Linear layer and cross-entropy in one, a row at a time: S(row) | S(target) | S(weights)."""
+    lattice, x = op.lattice, op.tensor("input")
+    weights = [lattice.everything(op.cells(n), 1) for n in ("linear_weight", "linear_bias", "weight")]
+    rows = lattice.reduce(op.cells("input"), [x.ndim - 1], keepdim=False)
+    named, target = op.cells("target"), op.tensor("target")
+    if named is not None and target.ndim > 1:
+        named = lattice.reduce(named, [target.ndim - 1], keepdim=False)
+    return lattice.join(rows, named, *weights)

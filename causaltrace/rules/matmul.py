@@ -242,3 +242,35 @@ def distances_backward(op: OpCall) -> Result:
         lattice.reduce(op.cells("x2"), [b.ndim - 2, b.ndim - 1]),
     )
     return out
+
+
+def pairs(op: OpCall) -> Result:
+    """_pdist_forward: the distance of rows i < j, one after the other: row i | row j."""
+    lattice, x = op.lattice, op.tensor("self")
+    rows = lattice.reduce(op.cells("self"), [1], keepdim=False)
+    if rows is None or rows.uniform:
+        return rows
+    first, second = torch.triu_indices(len(x), len(x), 1, device=x.device)
+    held = first.numel() * 8
+    return lattice.join(
+        lattice.move(rows, lambda data: data[first], held),
+        lattice.move(rows, lambda data: data[second], held),
+    )
+
+
+def pairs_backward(op: OpCall) -> Result:
+    """_pdist_backward: gradients of all distances | all rows (no row is told from another)."""
+    return op.lattice.join(*[op.lattice.everything(op.cells(name), 2) for name in ("grad", "self", "pdist")])
+
+
+def trilinear(op: OpCall) -> Result:
+    """sum of i1 * i2 * i3, each with new dims where the others have theirs: union over the summed dims."""
+    lattice = op.lattice
+    joined: Cells | None = None
+    for name, dims in (("i1", "expand1"), ("i2", "expand2"), ("i3", "expand3")):
+        c = op.cells(name)
+        for d in sorted(op.args[dims]) if c is not None else ():
+            c = None if c is None else lattice.unsqueeze(c, d)
+        joined = lattice.join(joined, c)
+    summed = sorted(op.args["sumdim"])
+    return lattice.reduce(joined, summed, keepdim=False) if summed else joined

@@ -202,3 +202,10 @@ def glu_backward(op: OpCall) -> Result:
     if out is None or out.dims[dim] == 1:
         return out
     return lattice.move(out, lambda data: torch.cat((data, data), dim))
+
+
+def prelu_backward(op: OpCall) -> Result:
+    """(grad of self, grad of weight) = grad * (1 or weight), grad * (0 or self); a zero gradient cuts the
+    rest."""
+    grad, own, x = op.tensor("grad_output"), op.cells("grad_output"), op.cells("self")
+    return [absorb(op, grad, own, op.lattice.join(x, op.cells("weight"))), absorb(op, grad, own, x)]

@@ -86,10 +86,14 @@ def matrices(op: OpCall) -> Result:
     lattice = op.lattice
     joined: Cells | None = None
     batch = 0
+    pivots = op.get("pivots")
     for t in op.inputs():
         c = lattice.aligned(one, t.ndim) if (one := op.of(t)) is not None else None
-        batch = max(batch, t.ndim - 2)
-        joined = lattice.join(joined, lattice.reduce(c, range(max(t.ndim - 2, 0), t.ndim)))
+        n = t.ndim
+        if c is not None and t is pivots:  # a vector for each matrix
+            c, n = lattice.unsqueeze(c, n), n + 1
+        batch = max(batch, n - 2)
+        joined = lattice.join(joined, lattice.reduce(c, range(max(n - 2, 0), n)))
     if joined is None:
         return None
 
@@ -142,3 +146,8 @@ def crossed(op: OpCall) -> Result:
     """Vector products along dim: union over it."""
     dim = op.dim(-1)
     return op.lattice.reduce(op.lattice.join(op.cells("self"), op.cells("other")), [dim])
+
+
+def across(op: OpCall) -> Result:
+    """Fourier transforms: union over the transformed dims, everywhere along them."""
+    return op.lattice.reduce(op.cells("self"), op.dims())

@@ -226,3 +226,15 @@ def test_masked() -> None:
 def test_counting() -> None:
     check(lambda i, w: torch.bincount(i, w, minlength=3), ids(0, 2), rand(2))
     check(lambda x: torch.nonzero_static(x > 0, size=3), rand(3), opaque=True)
+
+
+def test_places_of_a_fixed_number() -> None:
+    check(lambda x: torch.nonzero_static((x > 0).float(), size=3), rand(4))
+    check(lambda i: torch.ops.aten._unique(i, True, True)[1], Index(torch.tensor([2, 1, 2]), range(3)))
+
+
+def test_masked_indices() -> None:
+    mask, at = torch.tensor([True, False]), torch.tensor([1, 0])
+    op, put = torch.ops.aten._unsafe_masked_index, torch.ops.aten._unsafe_masked_index_put_accumulate
+    check(lambda x: op(x, mask, [at], 0.0), rand(3))
+    check(lambda x, v: put(x, mask, [at], v), rand(3), rand(2))

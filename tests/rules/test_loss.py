@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.modules.linear_cross_entropy_options import LinearCrossEntropyOptions
 
 from tests.oracle import Index, check, grads
 from tests.rules.test_pointwise import rand
@@ -122,3 +123,92 @@ def test_elementwise_losses(loss: object, reduction: str) -> None:
         seed,
         large=3.0,
     )
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+def test_margin_losses(reduction: str) -> None:
+    y, seed = labels((2,), None), rand(2, zeros=0.5) if reduction == "none" else torch.tensor(1.0)
+
+    def single(x: Tensor, y: Tensor, w: Tensor, g: Tensor) -> list[Tensor]:
+        return grads(lambda x: F.multi_margin_loss(x, y, weight=w, reduction=reduction))(x, g)
+
+    check(single, rand(2, 3), y, rand(3).abs() + 0.1, seed, large=3.0)
+    scalar = Index(torch.tensor(1), range(3))
+    check(
+        lambda x, y: grads(lambda x: F.multi_margin_loss(x, y, reduction=reduction), seeded=False)(x),
+        rand(3),
+        scalar,
+    )
+
+    several = Index(torch.tensor([[1, -1, 0], [0, 2, -1]]), [-1, 0, 1, 2])
+
+    def multi(x: Tensor, y: Tensor, g: Tensor) -> list[Tensor]:
+        return grads(lambda x: F.multilabel_margin_loss(x, y, reduction=reduction))(x, g)
+
+    check(multi, rand(2, 3), several, seed, large=3.0)
+    check(
+        lambda x, y: grads(lambda x: F.multilabel_margin_loss(x, y, reduction=reduction), seeded=False)(x),
+        rand(3),
+        Index(several.tensor[0], several.values),
+    )
+
+
+def test_margin_losses_keep_rows_apart() -> None:
+    fixed = torch.tensor([2, 0])
+    check(lambda x: F.multi_margin_loss(x, fixed, margin=9.0, reduction="none"), rand(2, 3), exact=True)
+    wanted = torch.tensor([[1, -1, 0], [0, 2, -1]])
+    check(
+        lambda x: F.multilabel_margin_loss(x, wanted, reduction="none"), rand(2, 3) / 9, exact=True, large=0.1
+    )
+
+
+def ctc(x: Tensor, y: Tensor, steps: object, count: object, reduction: str = "none") -> Tensor:
+    return F.ctc_loss(torch.log_softmax(x, -1), y, steps, count, reduction=reduction, zero_infinity=True)
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+def test_ctc(reduction: str) -> None:
+    y = Index(torch.tensor([[1, 2], [2, 1]]), [1, 2])
+    seed = torch.tensor([0.7, 0.0]) if reduction == "none" else torch.tensor(1.0)
+    for target in (y, Index(y.tensor.reshape(-1)[:3], y.values)):
+        check(
+            lambda x, y, g: grads(lambda x: ctc(x, y, [3, 2], [2, 1], reduction))(x, g),
+            rand(3, 2, 3),
+            target,
+            seed,
+            large=3.0,
+            kinds=6,
+        )
+
+
+def test_ctc_keeps_sequences_apart() -> None:
+    y = torch.tensor([[1, 2], [2, 1]])
+    check(lambda x: ctc(x, y, (3, 2), (2, 1)), rand(3, 2, 3), exact=True, large=3.0)
+    check(lambda x: ctc(x, y.reshape(-1)[:3], (3, 2), (2, 1)), rand(3, 2, 3), exact=True, large=3.0)
+    check(lambda x: ctc(x, y[0], torch.tensor(3), torch.tensor(2)), rand(3, 3), large=3.0)
+
+    def lengths(x: Tensor, steps: Tensor, count: Tensor, g: Tensor) -> list[Tensor]:
+        op = torch.ops.aten._ctc_loss.Tensor
+        return grads(lambda x: op(x.log_softmax(-1), y, steps, count, 0, True)[0])(x, g)
+
+    steps, count = Index(torch.tensor([3, 2]), [2, 3]), Index(torch.tensor([2, 1]), [1, 2])
+    check(lengths, rand(3, 2, 3), steps, count, rand(2), kinds=6)
+
+
+@pytest.mark.parametrize("options", [None, LinearCrossEntropyOptions()], ids=["plain", "chunked"])
+def test_linear_cross_entropy(options: LinearCrossEntropyOptions | None) -> None:
+    y = labels((3,), -100)
+    for reduction in ("none", "sum", "mean"):
+        seed = rand(3, zeros=0.4) if reduction == "none" else torch.tensor(1.0)
+        check(
+            lambda x, w, y, g: grads(
+                lambda x, w: F.linear_cross_entropy(x, w, y, reduction=reduction, options=options),  # noqa: B023
+                (0, 1),
+            )(x, w, g),
+            rand(3, 2),
+            rand(3, 2, seed=4),
+            y,
+            seed,
+            large=3.0,
+            kinds=6,
+        )

@@ -76,3 +76,17 @@ def test_outer_dot_and_distances() -> None:
     check(grads(lambda x, y: torch.cdist(x, y), (0, 1)), rand(2, 2), rand(3, 2), rand(2, 3), large=3.0)
     check(lambda a, b: F.pairwise_distance(a[None], b[None]), a, b)
     check(lambda a, b: torch.kron(a, b) + torch.cross(a, b, dim=0).sum(), a, b)
+
+
+def test_distances_of_pairs() -> None:
+    for p in (1.0, 2.0, float("inf")):
+        check(lambda x: torch.pdist(x, p), rand(3, 2), exact=p != float("inf"))  # noqa: B023
+        check(grads(lambda x: torch.pdist(x, p)), rand(3, 2), rand(3))  # noqa: B023
+
+
+def test_bilinear() -> None:
+    fn = torch.nn.functional.bilinear
+    inputs = rand(3, 2), rand(3, 2, seed=1), rand(2, 2, 2), rand(2, seed=2)
+    check(fn, *inputs, exact=True, kinds=6)
+    check(grads(fn, (0, 1, 2, 3)), *inputs, rand(3, 2, zeros=0.4), kinds=6)
+    check(lambda a, b, w: fn(a, b, w), rand(2, 1, 2), rand(2, 1, 3), rand(1, 2, 3), kinds=6)

@@ -299,3 +299,10 @@ def test_bool_and_int_logic() -> None:
     check(
         lambda m, i: [m & (i > 1), ~m, m.long() + i, i << 1, i % 2 == 0, i // 2, i.float() / 2], flags, ints
     )
+
+
+def test_prelu_gradients() -> None:
+    fn = torch.nn.functional.prelu
+    check(grads(fn, (0, 1)), rand(3, 2), rand(2), rand(3, 2, zeros=0.4))
+    check(grads(fn, (0, 1)), rand(2, 2, 2), rand(1), rand(2, 2, 2))
+    check(lambda x, w, g: grads(fn)(x, w, g)[1], -rand(3, 2).abs(), rand(2), rand(3, 2))

@@ -207,3 +207,45 @@ def test_decompositions_keep_batches_apart() -> None:
     check(fn, rand(2, 2, 2), large=2.0)
     one = lambda x: torch.linalg.inv(x @ x.mT + eye).sum((1, 2))  # noqa: E731
     check(one, rand(2, 2, 2), exact=True, large=2.0)
+
+
+def test_fourier_transforms() -> None:
+    fft = torch.fft
+    check(lambda x: fft.rfft(x).abs(), rand(2, 3), exact=True)
+    check(lambda x: fft.rfft2(x, dim=(0, 2)).abs(), rand(2, 2, 3), exact=True)
+    check(lambda x: fft.fft(torch.complex(x, x.flip(1)), dim=0).abs(), rand(3, 2), exact=True)
+    check(lambda x: fft.irfft(torch.complex(x, x), n=4).abs(), rand(2, 3), exact=True)
+    check(lambda x: fft.ifftn(torch.complex(x, x * 2)), rand(2, 2))
+    check(lambda x: fft.fftshift(fft.fft(x, n=4)), rand(2, 3))
+    check(grads(lambda x: fft.irfft(fft.rfft(x) * 2, n=3)), rand(2, 3), rand(2, 3))
+    check(grads(lambda x: fft.rfft(x).abs()), rand(2, 3), rand(2, 2, zeros=0.4))
+    check(lambda x: torch.stft(x, 4, 2, window=torch.ones(4), return_complex=True).abs(), rand(8))
+
+
+def test_histograms() -> None:
+    edges = torch.tensor([-2.0, 0.0, 2.0])
+    check(lambda x: list(torch.histogram(x, 3, range=(-2.0, 2.0))), rand(4), large=3.0)
+    check(lambda x, w: list(torch.histogram(x, 2, weight=w)), rand(4), rand(4, seed=1), large=3.0)
+    check(lambda x, e: list(torch.histogram(x, e.sort().values)), rand(4), edges, large=3.0)
+    check(lambda x: [(h := torch.histogramdd(x, [2, 2])).hist, *h.bin_edges], rand(3, 2), large=3.0)
+    check(lambda x: torch.histogramdd(x, [edges, edges]).hist, rand(3, 2), large=3.0)
+    check(lambda x: torch.histogramdd(x, [2, 2], range=[-2.0, 2.0, -2.0, 2.0]).hist, rand(3, 2), large=3.0)
+
+
+def test_numbers_between_tensors() -> None:
+    check(lambda a, b: torch.linspace(a, b, 3), rand(), rand(1)[0])
+    check(lambda a: [torch.linspace(a, 2.0, 3), torch.logspace(0.0, a, 3)], rand(), large=3.0)
+
+
+def test_hashes() -> None:
+    check(lambda x: torch.hash_tensor(x, 1).double(), rand(2, 2), exact=True)
+
+
+def test_solvers_with_pivots_keep_batches_apart() -> None:
+    def fn(x: Tensor, b: Tensor) -> list[Tensor]:
+        symmetric = x @ x.mT + torch.eye(2) * 3
+        lu, ldl = torch.linalg.lu_factor(symmetric), torch.linalg.ldl_factor(symmetric)
+        return [torch.linalg.lu_solve(*lu, b).sum((-1, -2)), torch.linalg.ldl_solve(*ldl, b).sum((-1, -2))]
+
+    check(fn, rand(2, 1, 2, 2), rand(2, 1, 2, 1), exact=True, large=2.0, kinds=4)
+    check(fn, rand(1, 3, 2, 2), rand(1, 3, 2, 1), large=2.0, kinds=4)
