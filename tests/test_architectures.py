@@ -363,7 +363,7 @@ def test_never_wrong(name: str) -> None:
     report = watched(run, stream()).report
     assert report.status in (("clean", "unverified") if causal else ("violation", "unverified")), str(report)
     if report.status == "unverified":
-        assert report.opaque
+        assert report.opaque and name.startswith("flex_attention")
 
 
 @pytest.mark.parametrize("reverse", [False, True])

@@ -96,8 +96,8 @@ def table(rows: list[Row], elements: int) -> str:
             "# Rules over PyTorch's test database",
             "",
             f"Written by `python -m tests.opdb --table` with torch {torch.__version__.split('+')[0]}: "
-            f"{len(rows)} ops, {total} samples, forward and backward. {exact} of {len(judged)} judged ops are "
-            f"exact on all samples, {conservative} have a part without a rule; dependencies were missed in {missed}.",
+            f"{len(rows)} ops, {total} samples, forward and backward. Of {len(judged)} judged {exact} are "
+            f"exact on all samples, {conservative} have parts without a rule, {missed} miss dependencies.",
             "",
             f"A sample is judged by changing up to {elements} of its input elements one at a time, to a few "
             "values each, and by changing at once all that a result is said not to depend on. *Larger* is "

@@ -44,7 +44,7 @@ def differs(a: Tensor, b: Tensor) -> Tensor:
 
 
 def others(t: Tensor, e: int, rng: random.Random, count: int) -> list[Any]:
-    """Other values for element ``e``: random ones, another element's (a tie), 0, the opposite, a near one.
+    """Other values for element ``e``: large ones, a near one, another element's (a tie), a random one, 0.
     Whole numbers take what else is in the tensor, which is valid wherever it stands."""
     whole = t.reshape(-1)
     old = whole[e].item()
@@ -54,7 +54,7 @@ def others(t: Tensor, e: int, rng: random.Random, count: int) -> list[Any]:
     if not (t.dtype.is_floating_point or t.dtype.is_complex):
         options = list(dict.fromkeys([tie, *whole.tolist(), old + 1, max(old - 1, 0)]))
     else:
-        options = [old * 1.02 + 0.01, rng.gauss(0, 1), -old, tie, 0.0, 9.0, old + 1]
+        options = [9.0, -9.0, old * 1.02 + 0.01, tie, rng.gauss(0, 1), -old, 0.0, old + 1]
         if t.dtype.is_complex:
             options.append(old * 1j)
     return [v for v in options if v != old][:count]

@@ -31,7 +31,9 @@ AVERAGES: list[tuple[Fn, tuple[int, ...], dict[str, Any]]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("fn", "shape", "options"), AVERAGES, ids=str)
+@pytest.mark.parametrize(
+    ("fn", "shape", "options"), AVERAGES, ids=lambda value: getattr(value, "__name__", str(value))
+)
 def test_average(fn: Fn, shape: tuple[int, ...], options: dict[str, Any]) -> None:
     both_ways(lambda x: fn(x, **options), rand(*shape))
 
@@ -50,7 +52,9 @@ MAXIMA: list[tuple[Fn, tuple[int, ...], dict[str, Any]]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("fn", "shape", "options"), MAXIMA, ids=str)
+@pytest.mark.parametrize(
+    ("fn", "shape", "options"), MAXIMA, ids=lambda value: getattr(value, "__name__", str(value))
+)
 def test_maximum(fn: Fn, shape: tuple[int, ...], options: dict[str, Any]) -> None:
     x = rand(*shape).abs() + 0.1  # what the oracle tries is then often lower than all of a window
     layouts = fn is not F.max_pool3d  # which takes few
@@ -70,7 +74,9 @@ def test_ties_and_what_is_not_the_maximum() -> None:
     check(grads(lambda x: F.max_pool1d(x, 3, 1)), x, rand(1, 4))
 
 
-@pytest.mark.parametrize("shape", [(1, 2, 3, 4), (2, 3, 3)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(1, 2, 3, 4), (2, 3, 3)], ids=lambda value: getattr(value, "__name__", str(value))
+)
 def test_fractional(shape: tuple[int, ...]) -> None:
     samples = torch.rand(1 if len(shape) == 3 else shape[0], shape[-3], 2)
 
@@ -91,7 +97,9 @@ def test_fractional_3d() -> None:
     check(grads(fn), rand(1, 1, 3, 2, 2), rand(1, 1, 2, 1, 1, seed=1), kinds=6)
 
 
-@pytest.mark.parametrize("shape", [(1, 2, 2, 2), (2, 1, 2)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(1, 2, 2, 2), (2, 1, 2)], ids=lambda value: getattr(value, "__name__", str(value))
+)
 def test_unpool(shape: tuple[int, ...]) -> None:
     flat = shape[:-2]
     index = torch.stack([torch.randperm(12)[:4] for _ in range(torch.Size(flat).numel())])
@@ -119,7 +127,11 @@ def test_unpool_after_pool_and_3d() -> None:
     check(grads(fn), rand(1, 1, 1, 2, 2), rand(1, 1, 1, 3, 4, seed=1), kinds=6)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.bfloat16, torch.float16, torch.float64],
+    ids=lambda value: getattr(value, "__name__", str(value)),
+)
 def test_other_dtypes(dtype: torch.dtype) -> None:
     x, g = rand(1, 1, 3, 4).to(dtype), rand(1, 1, 1, 2).to(dtype)
     for fn in (F.avg_pool2d, F.max_pool2d):

@@ -43,7 +43,9 @@ RESIZES = [
 ]
 
 
-@pytest.mark.parametrize(("mode", "shape", "options"), RESIZES, ids=str)
+@pytest.mark.parametrize(
+    ("mode", "shape", "options"), RESIZES, ids=lambda value: getattr(value, "__name__", str(value))
+)
 def test_interpolate(mode: str, shape: tuple[int, ...], options: dict[str, Any]) -> None:
     both_ways(lambda x: F.interpolate(x, mode=mode, **options), rand(*shape))
 
@@ -118,7 +120,11 @@ def test_grid_sample_of_volumes_and_batches() -> None:
     check(only, grid, rand(2, 1, 1, 2, 1), kinds=6)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.bfloat16, torch.float16, torch.float64],
+    ids=lambda value: getattr(value, "__name__", str(value)),
+)
 def test_other_dtypes(dtype: torch.dtype) -> None:
     x, g = rand(1, 1, 2, 3).to(dtype), rand(1, 1, 4, 5).to(dtype)
     for mode in ("nearest", "bilinear", "bicubic"):
