@@ -10,6 +10,7 @@ from torch import Tensor
 
 from causaltrace import rules
 from causaltrace._compat import has_composite_kernel
+from causaltrace.rules import pointwise
 
 #: Tags of ops whose values, or shapes made of values, reach Python.
 SHAPED = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
@@ -25,7 +26,8 @@ UNDECLARED = dict.fromkeys(
 @dataclass(frozen=True, slots=True)
 class Op:
     """One overload. ``written``: names of mutated arguments, ``outs``: those that are
-    only written (``out=``); ``foreach``: a rule for each list element."""
+    only written (``out=``); ``foreach``: a rule for each list element; ``shares``: element-wise, with one
+    result; ``joins``: whatever its operands hold."""
 
     name: str
     full: str
@@ -38,6 +40,7 @@ class Op:
     foreach: bool
     escapes: tuple[str, ...]
     shares: bool
+    joins: bool
 
     def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """Arguments by schema name; defaults left out."""
@@ -70,6 +73,7 @@ def describe(func: torch._ops.OpOverload) -> Op:
         and name not in ("fill", "normal", "bernoulli")
         and len(schema.returns) == 1
         and not packet.startswith("_foreach_"),
+        joins=rule.fn is pointwise.join,
     )
 
 

@@ -134,11 +134,11 @@ class Tracer(TorchDispatchMode):
                 shadow = seen(entry, t)
                 if shadow is not None:
                     shadows[id(t)] = shadow
-            if op.shares and not self.backward and len(touched) == len(inputs):
-                cells = self._shared(inputs, args, kwargs, shadows)
+            if op.shares and not self.backward and (op.joins or len(touched) == len(inputs)):
+                cells = self._shared(op, inputs, args, kwargs, shadows)
                 if cells is not None:
                     out = func(*args, **kwargs)
-                    before = shadows[id(inputs[0])] if op.written else None
+                    before = shadows.get(id(inputs[0])) if op.written else None
                     if before is None or before.support is not cells:
                         self.memory.write(out, Shadow(self._stamped(cells) if op.written else cells))
                     return out
@@ -152,7 +152,12 @@ class Tracer(TorchDispatchMode):
             return out
 
     def _shared(
-        self, inputs: list[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any], shadows: dict[int, Shadow]
+        self,
+        op: Op,
+        inputs: list[Tensor],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        shadows: dict[int, Shadow],
     ) -> Cells | None:
         """The support of an element-wise op whose operands, of one size, all have the same one, or each one
         value for all its elements: no value can change it but a scalar 0. None: the rule decides."""
@@ -165,6 +170,8 @@ class Tracer(TorchDispatchMode):
         cells: Cells | None = None
         for t in inputs:
             shadow = shadows.get(id(t))
+            if shadow is None and op.joins and t.shape == shape:
+                continue
             if shadow is None or shadow[0] is None or shadow[1:] != UNHEDGED:
                 return None
             mine = shadow[0]
@@ -273,6 +280,8 @@ class Tracer(TorchDispatchMode):
     def host_data(self, t: Tensor, sources: list[Tensor]) -> None:
         """``t`` was made from Python or numpy data, which may hold anything that left torch before, and from
         the values of ``sources``."""
+        if self.ledger.watermark is None and not sources:
+            return
         with _disable_current_modes():
             mark = self.ledger.watermark
             known = [s for s in map(self.memory.read, sources) if s is not None]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -87,13 +87,9 @@ class OpCall:
         return sorted({int(d) % max(n, 1) for d in value})
 
 
-def live(t: Tensor, keep: Sequence[int]) -> Tensor:
+def live(t: Tensor, keep: Collection[int]) -> Tensor:
     """Is anything nonzero? One bool per index of the dims ``keep``; the others become size 1."""
     gone = [d for d in range(t.ndim) if d not in keep and t.shape[d] != 1]
-    if gone and t.numel() and t.device.type == "cpu":  # mostly the first of each slice settles it
-        first = t[tuple(slice(0, 1) if d in gone else slice(None) for d in range(t.ndim))] != 0
-        if bool(first.all()):
-            return first
     if t.dtype.is_floating_point:  # several times as fast as a comparison; NaN counts as nonzero
         return (t.abs().amax(gone, keepdim=True) if gone and t.numel() else t) != 0
     flags = t != 0
@@ -101,6 +97,14 @@ def live(t: Tensor, keep: Sequence[int]) -> Tensor:
         if d not in keep and flags.shape[d] != 1:
             flags = flags.any(d, keepdim=True)
     return flags
+
+
+def all_live(t: Tensor, keep: Collection[int]) -> bool:
+    """Is something nonzero at every index of the dims ``keep``? Looked at on the host only, and only at the
+    first element of each slice, which mostly settles it."""
+    if t.device.type != "cpu" or not t.numel():
+        return False
+    return bool(t[tuple([slice(None) if d in keep else 0 for d in range(t.ndim)])].all())
 
 
 def varied(*cells: Cells | None, ndim: int) -> set[int]:
@@ -133,6 +137,8 @@ def absorb(
         shared = partner.shape[max(0, partner.ndim - factor.ndim) :]
         sizes = (1,) * (factor.ndim - partner.ndim) + tuple(shared)
         dims |= {d for d, n in enumerate(sizes) if n == 1}
+    if all_live(factor, dims):
+        return joined
     mask = live(factor, tuple(dims))
     if len(other.dims) > factor.ndim:
         mask = mask.reshape((1,) * (len(other.dims) - factor.ndim) + tuple(mask.shape))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from causaltrace.lattice.cells import Cells
-from causaltrace.rules.call import OpCall, Result, live, varied
+from causaltrace.rules.call import OpCall, Result, all_live, live, varied
 from causaltrace.rules.pointwise import MASK_VALUE, may_mask
 
 #: Distinct supports along the free dim for which zeros are still looked at one column at a time.
@@ -74,7 +74,10 @@ def _side(
         if not op.backward or factor.requires_grad:
             return own, False
         # a zero row of a gradient cuts a whole slice of the partner
-        mask = live(factor, tuple(d for d in range(factor.ndim) if d != factor.ndim + keys))
+        slices = [d for d in range(factor.ndim) if d != factor.ndim + keys]
+        if all_live(factor, slices):
+            return own, False
+        mask = live(factor, slices)
         if always is not None:
             mask = mask | always.any(-2, keepdim=True)
         kept = lattice.keep(own, mask)
@@ -82,6 +85,8 @@ def _side(
     free = own.dims[-1 if transposed else -2]
     feature = factor.ndim == 2 and op.backward and factor.shape[0] != factor.shape[1]
     if free > COLUMNS or (factor.requires_grad if feature else _dense(factor)):
+        return lattice.reduce(own, [contracted]), False
+    if feature and all_live(factor, (factor.ndim + keys,)):
         return lattice.reduce(own, [contracted]), False
     mask = live(factor, (factor.ndim + keys,)) if feature else factor != 0  # features share one mask
     if always is not None:
