@@ -46,7 +46,8 @@ def dependencies(fn: Callable[..., Any], *inputs: Tensor) -> list[list[Tensor]]:
     output depend on that element of the input?
 
     The values of ``inputs`` count: an element that is multiplied by an exact 0 is not depended on. ``fn`` is
-    run on copies, once for every 1,024 input elements, with the same random numbers each time.
+    run on copies, once for every 1,024 input elements, with the same random numbers each time; compiled
+    functions run eagerly.
 
     Args:
         fn: takes the inputs, returns a tensor or a nested list or tuple of tensors. It may call backward.
@@ -108,7 +109,7 @@ def _run(
         first += t.numel()
         ledger.grow(first)
         tracer.memory.write(t, Shadow(Cells(lattice.read(positions, ledger.is_scored))))
-    with Host(tracer), tracer:
+    with torch.compiler.set_stance("force_eager"), Host(tracer), tracer:
         out = fn(*copies)
     outs = tensors(out)
     if not outs:

@@ -75,6 +75,12 @@ def test_what_passes_through_python_is_depended_on() -> None:
     assert reach.tolist() == [[False, True, False]] * 2
 
 
+def test_compiled_functions_run_eagerly() -> None:
+    shift = torch.compile(lambda x: x.roll(1))
+    (reach,) = causaltrace.dependencies(shift, torch.randn(3))[0]
+    assert torch.equal(reach, torch.eye(3, dtype=torch.bool).roll(1, 0))
+
+
 def test_sparse_tensors_are_depended_on() -> None:
     (reach,) = causaltrace.dependencies(lambda x: x.to_sparse().to_dense() * 2, torch.ones(3))[0]
     assert reach.all()

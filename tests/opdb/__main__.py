@@ -77,8 +77,12 @@ def show(name: str, number: int, elements: int, values: int) -> None:
     for sample in samples(name, all_ops()[name], number + 1):
         if sample.number != number:
             continue
-        verdict = judge(sample, elements, values)
         print(sample.text)
+        try:
+            verdict = judge(sample, elements, values)
+        except Refused:
+            print("  does not run here, or gives no dense tensor")
+            continue
         print(f"  reported {verdict.reported}, true {verdict.true}, opaque {verdict.opaque or 'none'}")
         for out, element in verdict.missed:
             source = "several at once" if element < 0 else f"input element {element}"
@@ -123,6 +127,8 @@ def main() -> int:
     parser.add_argument("--values", type=int, default=5, help="other values tried for each")
     parser.add_argument("--table", type=Path, help="write the table here")
     args = parser.parse_args()
+    if args.op not in (None, *all_ops()) or args.show and not args.op:
+        parser.error("--op takes the name of an op as docs/op-coverage.md lists it")
     torch.set_num_threads(1)
     if args.show:
         show(args.op, args.sample or 0, args.elements, args.values)

@@ -103,7 +103,10 @@ def _backward(
     wrt = [i for i, t in enumerate(tensors) if t.requires_grad]
     if not wrt:
         return None
-    outs = _differentiable(call(*[t.detach().clone().requires_grad_(t.requires_grad) for t in tensors]))
+    try:
+        outs = _differentiable(call(*[t.detach().clone().requires_grad_(t.requires_grad) for t in tensors]))
+    except RuntimeError:  # refused on a copy: it reads memory around its input (as_strided of a view)
+        return None
     if not outs:
         return None
     seeds = [torch.randn(o.shape, dtype=o.dtype) for o in outs]
