@@ -86,11 +86,11 @@ def matrices(op: OpCall) -> Result:
     lattice = op.lattice
     joined: Cells | None = None
     batch = 0
-    pivots = op.get("pivots")
+    vectors = [op.get("pivots"), op.get("tau")]
     for t in op.inputs():
         c = lattice.aligned(one, t.ndim) if (one := op.of(t)) is not None else None
         n = t.ndim
-        if c is not None and t is pivots:  # a vector for each matrix
+        if c is not None and any(t is v for v in vectors):  # a vector for each matrix
             c, n = lattice.unsqueeze(c, n), n + 1
         batch = max(batch, n - 2)
         joined = lattice.join(joined, lattice.reduce(c, range(max(n - 2, 0), n)))

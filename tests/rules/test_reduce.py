@@ -249,3 +249,8 @@ def test_solvers_with_pivots_keep_batches_apart() -> None:
 
     check(fn, rand(2, 1, 2, 2), rand(2, 1, 2, 1), exact=True, large=2.0, kinds=4)
     check(fn, rand(1, 3, 2, 2), rand(1, 3, 2, 1), large=2.0, kinds=4)
+
+
+def test_reflectors_of_two_batch_dims() -> None:
+    check(torch.linalg.householder_product, rand(2, 1, 2, 2), rand(2, 1, 2, seed=1))
+    check(grads(torch.linalg.householder_product, (0, 1)), rand(2, 1, 2, 2), rand(2, 1, 2), rand(2, 1, 2, 2))
