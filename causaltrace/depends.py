@@ -118,10 +118,7 @@ def _run(
     with _disable_current_modes(), torch.no_grad():
         for t in outs:
             cells = ledger.depends(tracer.memory.read(t), "possible")
-            mark = (
-                None if ledger.watermark is None else tracer.algebra.reshaped(ledger.watermark, (1,) * t.ndim)
-            )
-            cells = tracer.algebra.join(cells, mark)
+            cells = tracer.algebra.join(cells, tracer.algebra.everything(ledger.watermark, t.ndim))
             if cells is None:
                 members.append(torch.zeros(*t.shape, len(window), dtype=torch.bool))
                 latest.append(torch.full(t.shape, -1))

@@ -131,8 +131,7 @@ TABLE: dict[str, Rule] = {
             "_prelu_kernel native_dropout_backward_mask hardswish hardsigmoid celu "
             "softshrink hardshrink floor_divide gcd lcm heaviside "
             "binary_cross_entropy_with_logits_backward _add_relu _standard_gamma_grad gelu softplus mish "
-            "xlogy isinf"),
-    **_rows(POINT, pointwise.join, "log_sigmoid_forward"),
+            "xlogy isinf log_sigmoid_forward"),
     **_rows(LEAVE, pointwise.rrelu, "rrelu_with_noise"),
     **_rows(POINT, pointwise.prelu_backward, "_prelu_kernel_backward"),
     **_rows(POINT, pointwise.sampled, "normal bernoulli"),

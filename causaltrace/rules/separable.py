@@ -93,16 +93,16 @@ def spread(op: OpCall, c: Cells | None, maps: Sequence[Map]) -> Cells | None:
     first = len(c.dims) - len(maps)
     c = op.lattice.reduce(c, [first + d for d, m in enumerate(maps) if m is None])
     assert c is not None
-    todo = [(first + d, m) for d, m in enumerate(maps) if m and (c.dims[first + d] != 1 or not m.all_some)]
-    if not todo:
+    moving = [(first + d, m) for d, m in enumerate(maps) if m and (c.dims[first + d] != 1 or not m.all_some)]
+    if not moving:
         return c
 
     def fn(data: Tensor) -> Tensor:
-        for dim, m in todo:
+        for dim, m in moving:
             data = m.across(op, data, dim)
         return data
 
-    return op.lattice.compressed(fn, c, held=sum(m.index.numel() * 8 for _, m in todo))
+    return op.lattice.compressed(fn, c, held=sum(m.index.numel() * 8 for _, m in moving))
 
 
 # -- probing ----------------------------------------------------------------------------------------------
