@@ -185,11 +185,20 @@ def _choose(op: OpCall, cond: Tensor, yes: Any, no: Any) -> Cells | None:
     if cy is cn:
         return cy
     if op.moves_values:
-        dims = varied(cy, cn, ndim=cond.ndim)
+        dims = varied(cy, cn, ndim=cond.ndim) | _spread(cond, yes) | _spread(cond, no)
         picked_yes = live(cond, tuple(dims)) if cond.ndim else cond
         picked_no = live(~cond, tuple(dims)) if cond.ndim else ~cond
         return lattice.join(lattice.keep(cy, _align(picked_yes, cy)), lattice.keep(cn, _align(picked_no, cn)))
     return lattice.join(lattice.keep(cy, _align(cond, cy)), lattice.keep(cn, _align(~cond, cn)))
+
+
+def _spread(cond: Tensor, branch: Any) -> set[int]:
+    """The dims of a condition along which a branch is broadcast: it may be taken here and not there."""
+    if not isinstance(branch, Tensor) or branch.numel() == 1:
+        return set()
+    shift = cond.ndim - branch.ndim
+    dims = [d for d in range(max(shift, 0), cond.ndim) if cond.shape[d] != 1]
+    return {d for d in dims if branch.shape[d - shift] == 1 or branch.stride(d - shift) == 0}
 
 
 def _align(mask: Tensor, c: Cells | None) -> Tensor:
