@@ -165,9 +165,9 @@ TABLE: dict[str, Rule] = {
             "linalg_cholesky_ex _linalg_eigh linalg_eig _linalg_eigvals cholesky_inverse cholesky_solve "
             "_cholesky_solve_helper _linalg_det _linalg_slogdet _linalg_solve_ex linalg_lu "
             "linalg_lu_factor_ex linalg_lu_solve linalg_ldl_factor_ex linalg_ldl_solve "
-            "linalg_solve_triangular "
             "triangular_solve linalg_matrix_exp linalg_pinv geqrf linalg_householder_product ormqr "
             "lu_unpack linalg_lstsq"),
+    **_rows(LEAVE, reduce.solve_triangular, "linalg_solve_triangular"),
     **_rows(LEAVE, reduce.whole, "bincount equal is_nonzero _local_scalar_dense item _is_all_true "
             "_is_any_true"),
     # samplers that draw as often as the values ask for: what the generator yields next depends on them
@@ -181,6 +181,8 @@ TABLE: dict[str, Rule] = {
     **_rows(LEAVE, matmul.dot, "dot vdot"),
     **_rows(LEAVE, matmul.ger, "ger outer addr"),
     **_rows(LEAVE, matmul.scaled_mm, "_scaled_mm"),
+    # rows of group g times matrix g: S(row) | S(matrices) | S(where groups end)
+    **_rows(LEAVE, matmul.grouped_mm, "_grouped_mm"),
     **_rows(LEAVE, matmul.distances, "_cdist_forward _euclidean_dist"),
     **_rows(LEAVE, matmul.distances_backward, "_cdist_backward"),
     **_rows(LEAVE, matmul.pairs, "_pdist_forward"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from causaltrace.lattice.cells import Cells
@@ -106,6 +107,25 @@ def matrices(op: OpCall) -> Result:
         return lattice.reshaped(joined, lead + (1,) * (t.ndim - len(lead)))
 
     return [fit(t) for t in op.out] if isinstance(op.out, (tuple, list)) else fit(op.out)
+
+
+def solve_triangular(op: OpCall) -> Result:
+    """A @ X = B by substitution: row i of X = union of B[k] | A[k, ..k] over the rows k that come before it,
+    column by column. X @ A = B is the same of transposes."""
+    lattice, upper = op.lattice, bool(op.args["upper"])
+    a, b = op.cells("self"), op.cells("B")
+    if a is not None:
+        x = op.tensor("self")
+        unit = int(bool(op.get("unitriangular", False)))
+        ones = torch.ones(x.shape[-2:], dtype=torch.bool, device=x.device)
+        a = lattice.keep(a, ones.triu(unit) if upper else ones.tril(-unit))
+    left = bool(op.get("left", True))
+    if a is not None:
+        a = lattice.reduce(a, [len(a.dims) - (1 if left else 2)])
+    joined = lattice.join(a, b)
+    if joined is None:
+        return None
+    return lattice.running(joined, len(joined.dims) - (2 if left else 1), reverse=upper == left)
 
 
 def rows(op: OpCall) -> Result:
