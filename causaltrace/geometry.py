@@ -175,16 +175,15 @@ def view_of(data: Tensor, base: Geometry, view: Geometry) -> Tensor:
 
 
 def _widened(data: Tensor, base: Geometry, view: Geometry) -> Tensor | None:
-    """``data`` with its outer compressed dims spelt out, as few as the view needs to be a strided one (heads
-    that are merged with the batch), if that stays small next to the tensor itself."""
+    """``data``, contiguous, with its outer compressed dims spelt out, as few as make the view a strided one
+    (heads that are merged with the batch), if that stays small next to the tensor itself."""
     limit = max(MATERIALISE, math.prod(base.sizes) // SMALL)
     order = sorted(range(len(base.sizes)), key=lambda d: -base.strides[d])
     back = sorted(range(len(order)), key=order.__getitem__)
     sizes = list(data.shape[:-1])
-    for d in order:
-        if sizes[d] == base.sizes[d]:
-            continue
-        sizes[d] = base.sizes[d]
+    for d in (None, *[d for d in order if sizes[d] != base.sizes[d]]):
+        if d is not None:
+            sizes[d] = base.sizes[d]
         if math.prod(sizes) > limit:
             return None
         dims = [sizes[d] for d in order]

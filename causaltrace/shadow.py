@@ -118,10 +118,10 @@ class Memory:
 
     def _ordered(self, order: Order, base: Geometry, view: Geometry) -> Order | None:
         """The order of a view."""
-        dim = seen_through(order, base, view)
-        if dim is None:
-            return None
-        return order._replace(dim=dim, own=None if order.own is None else self._view(order.own, base, view))
+        seen = seen_through(order, base, view)
+        if seen is None or seen.own is None:
+            return seen
+        return seen._replace(own=self._view(seen.own, base, view))
 
     def _view(self, cells: Cells, base: Geometry, view: Geometry) -> Cells | None:
         if cells.uniform:
@@ -135,9 +135,8 @@ class Memory:
                 out = self._algebra.everything(cells, len(view.sizes))
                 assert out is not None
             data = out.data
-            if storage_of(data) is storage_of(
-                cells.data
-            ):  # slices of what is the same all along are one value
+            # slices of what is the same all along are one value
+            if storage_of(data) is storage_of(cells.data):
                 place = (data.storage_offset(), data.shape, data.stride())
                 out = cells.moved.setdefault(place, out)
             cells.moved[key] = out

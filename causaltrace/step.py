@@ -14,7 +14,7 @@ from causaltrace.ledger import Ledger, Pending
 from causaltrace.places import in_gradient_transform
 from causaltrace.readout import onehot, selector, targets, unchanged
 from causaltrace.rules.call import OpCall, live
-from causaltrace.rules.ordered import follow
+from causaltrace.rules.ordered import MAKERS, follow
 from causaltrace.schema import Op, tensors
 from causaltrace.shadow import UNHEDGED, Memory, Shadow
 from causaltrace.site import Site
@@ -101,7 +101,7 @@ class Step:
     def after(self) -> After:
         """Supports of the results, and what happened to readouts on the way."""
         special = hedged = False
-        ordered = self.op.name == "sort"
+        ordered = self.op.name in MAKERS
         for shadow in self.shadows.values():
             if shadow[1:] != UNHEDGED:
                 special = special or not shadow.plain

@@ -88,3 +88,11 @@ def test_heads_merged_with_the_batch_leave_the_rest_compressed(length: int) -> N
     merged = view_of(data, base, geometry(torch.empty(8, length, 128)))
     assert merged.shape == (8, length, 1, 2)
     assert torch.equal(merged.view(2, 4, length, 1, 2), data.expand(2, 4, length, 1, 2))
+
+
+def test_what_is_stored_in_another_order_stays_compressed() -> None:
+    base = geometry(torch.empty(2, 4, 3, 16, 8))
+    data = torch.randint(0, 1000, (4, 2, 3, 1, 1, 2)).int().transpose(0, 1)
+    merged = view_of(data, base, geometry(torch.empty(8, 3, 128)))
+    assert merged.shape == (8, 3, 1, 2)
+    assert torch.equal(merged.view(2, 4, 3, 1, 1, 2), data)

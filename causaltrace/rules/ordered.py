@@ -14,14 +14,27 @@ import torch
 from torch import Tensor
 
 from causaltrace.lattice.cells import Cells
-from causaltrace.order import COUNTS, ENDS, INVERSE, ITEMS, KEYS, PERMUTATION, Order, Permutation
+from causaltrace.order import (
+    COLUMN,
+    COUNTS,
+    ENDS,
+    INVERSE,
+    ITEMS,
+    KEYS,
+    PERMUTATION,
+    PLACES,
+    Arrangement,
+    Order,
+)
 from causaltrace.rules import index, matmul, move, norm, reduce
 from causaltrace.rules.call import OpCall, Result
 
 Orders = Mapping[int, Order]
 #: Integers survive in these.
 LOSSLESS = (torch.int32, torch.int64, torch.float32, torch.float64)
-SLOTS = (ITEMS, PERMUTATION, KEYS)
+SLOTS = (ITEMS, PERMUTATION, KEYS, PLACES, COLUMN)
+#: Operations that put items into slots.
+MAKERS = ("sort", "nonzero")
 
 
 class Followed(NamedTuple):
@@ -38,6 +51,8 @@ def follow(op: OpCall, rule: Callable[[OpCall], Result], pointwise: bool, orders
     """What becomes of the orders of the arguments in this operation."""
     if op.name == "sort":
         return _sort(op, orders)
+    if op.name == "nonzero":
+        return _places(op)
     if op.name in ("histc", "bincount", "cumsum"):
         found = _counted(op, orders)
         if found is not None:
@@ -46,13 +61,14 @@ def follow(op: OpCall, rule: Callable[[OpCall], Result], pointwise: bool, orders
         inverse = _inverse(op, orders)
         if inverse is not None:
             return Followed([inverse])
-    if _puts_back(op, orders):
-        return Followed([], _results(rule(op)))
+    back = _puts_back(op, orders)
+    if back is not None:
+        return Followed([], [op.lattice.join(c, _chosen(op, *back)) for c in _results(rule(op))])
     if rule is move.same:
         return _same(op, orders)
     known = [o for t in op.inputs() if (o := orders.get(id(t))) is not None]
     slots = [o for o in known if o.role in SLOTS or rule is matmul.grouped_mm and o.role == ENDS]
-    if not known or len(slots) < len(known) or len({id(o.permutation) for o in known}) > 1:
+    if not known or len(slots) < len(known) or len({id(o.arrangement) for o in known}) > 1:
         return NOTHING
     dim = _aligned(op, orders) if pointwise or rule in (move.where, move.masked_fill) else None
     if rule in ALIKE:
@@ -61,8 +77,8 @@ def follow(op: OpCall, rule: Callable[[OpCall], Result], pointwise: bool, orders
         return NOTHING
     cells = _results(rule(op))
     if rule is matmul.grouped_mm:  # whose weights a slot meets follows from its key
-        cells = [op.lattice.join(c, _column(op, known[0].permutation.keys)) for c in cells]
-    return Followed([Order(known[0].permutation, ITEMS, dim, c) for c in cells])
+        cells = [op.lattice.join(c, _column(op, known[0].arrangement.keys)) for c in cells]
+    return Followed([Order(known[0].arrangement, ITEMS, dim, c) for c in cells])
 
 
 def _results(result: Result) -> list[Cells | None]:
@@ -84,14 +100,22 @@ def _sort(op: OpCall, orders: Orders) -> Followed:
     known = orders.get(id(x))
     descending = bool(op.get("descending", False))
     if known is not None and known.role == PERMUTATION and not descending:
-        return Followed([None, Order(known.permutation, INVERSE, 0, None)])
+        return Followed([None, Order(known.arrangement, INVERSE, 0, None)])
     if known is not None or c is None or x.ndim != 1 or len(x) < 2:
         return NOTHING
     places: Tensor = op.out[1]
     own = c if c.uniform else op.lattice.move(c, lambda data: data[places], held=places.numel() * 8)
-    permutation = Permutation(len(x), own)
+    permutation = Arrangement(len(x), own)
     role = KEYS if not descending and not x.is_floating_point() else ITEMS
     return Followed([Order(permutation, role, 0, own), Order(permutation, PERMUTATION, 0, None)])
+
+
+def _places(op: OpCall) -> Followed:
+    """Where a mask is true, in order: which items there are follows from the mask at their own places."""
+    x, c, out = op.tensor("self"), op.cells("self"), op.out
+    if c is None or not x.ndim or not isinstance(out, Tensor):
+        return NOTHING
+    return Followed([Order(Arrangement(len(out), chosen=c, sizes=tuple(x.shape)), PLACES, 0, None)])
 
 
 def _counted(op: OpCall, orders: Orders) -> Order | None:
@@ -117,7 +141,7 @@ def _inverse(op: OpCall, orders: Orders) -> Order | None:
     else:
         place, values = op.args["index"], op.args.get("src")
     order = orders.get(id(place))
-    if order is None or order.role != PERMUTATION or x.ndim != 1 or len(x) != order.permutation.size:
+    if order is None or order.role != PERMUTATION or x.ndim != 1 or len(x) != order.arrangement.size:
         return None
     if (
         op.get("accumulate")
@@ -129,7 +153,7 @@ def _inverse(op: OpCall, orders: Orders) -> Order | None:
     numbers = torch.arange(len(x), device=x.device)
     if values.shape != x.shape or not torch.equal(values, numbers.to(values.dtype)):  # waits for a device
         return None
-    return Order(order.permutation, INVERSE, 0, None)
+    return Order(order.arrangement, INVERSE, 0, None)
 
 
 def _same(op: OpCall, orders: Orders) -> Followed:
@@ -146,39 +170,57 @@ def _same(op: OpCall, orders: Orders) -> Followed:
 # -- orders cancel out ------------------------------------------------------------------------------------
 
 
-def _puts_back(op: OpCall, orders: Orders) -> bool:
-    """Reads of slots by the inverse permutation; writes of slots where their items say."""
+def _puts_back(op: OpCall, orders: Orders) -> tuple[Order, int] | None:
+    """Reads of slots by the inverse permutation; writes of slots where their items say. The order that says
+    so, and the dim of the result where the items are; None: neither."""
     x = op.args.get("self")
     if op.name in ("index", "index_select"):
         places = op.args["indices"] if op.name == "index" else _at(op.args["index"], op.dim())
         given = [(d, t) for d, t in enumerate(places) if t is not None]
-        if len(given) != 1:
-            return False
-        dim, inverse = given[0]
-        order, known = _slots(orders, x, dim), orders.get(id(inverse))
-        return order is not None and known is not None and (
-            known.role == INVERSE and known.permutation is order.permutation and inverse.ndim == 1
-        )  # fmt: skip
+        dim, index = given[0]
+        order, known = _slots(orders, x, dim), orders.get(id(index))
+        if len(given) > 1 or index.ndim != 1 or order is None or known is None or known.role != INVERSE:
+            return None
+        return (known, dim) if known.arrangement is order.arrangement else None
     if id(x) in orders or not isinstance(x, Tensor) or not x.ndim:
-        return False
+        return None
     if op.name == "index_put":
         given = [(d, t) for d, t in enumerate(op.args["indices"]) if t is not None]
         if len(given) != 1:
-            return False
+            return None
         (dim, index), values, adds = given[0], op.tensor("values"), bool(op.get("accumulate", False))
     elif op.name in ("index_add", "index_copy"):
         dim, index, values, adds = op.dim(), op.tensor("index"), op.tensor("source"), op.name == "index_add"
     elif op.name in ("scatter_add", "scatter") and isinstance(op.args.get("src"), Tensor):
         dim, index, values, adds = op.dim(), op.tensor("index"), op.tensor("src"), op.name == "scatter_add"
         if op.get("reduce") is not None or index.shape != values.shape:
-            return False
+            return None
     else:
-        return False
-    row = dim if op.name.startswith("scatter") else 0
-    target, source = _slots(orders, index, row), _slots(orders, values, dim)
-    if target is None or source is None or target.permutation is not source.permutation:
-        return False
-    return values.ndim == x.ndim and (adds or target.role == PERMUTATION)  # else the last slot to write wins
+        return None
+    target, source = _slots(orders, index), _slots(orders, values)
+    if target is None or source is None or target.arrangement is not source.arrangement:
+        return None
+    rows = (dim if op.name.startswith("scatter") else 0, dim)
+    elsewhere = (target.dim, source.dim) != rows or values.ndim != x.ndim
+    if elsewhere and target.arrangement.size > 1:  # a single slot may be on any dim, or on none
+        return None
+    if target.role == COLUMN:
+        return (target, dim) if target.arrangement.sizes[target.column] == x.shape[dim] else None
+    if target.arrangement.chosen is not None or not adds and target.role != PERMUTATION:
+        return None  # where items that were not chosen would go; or, the last slot to write wins
+    return target, dim
+
+
+def _chosen(op: OpCall, order: Order, dim: int) -> Cells | None:
+    """What decides which items are written to each index of ``dim``: the mask at their places."""
+    chosen, lattice = order.arrangement.chosen, op.lattice
+    if chosen is None:
+        return None
+    sizes = order.arrangement.sizes
+    kept = lattice.reduce(chosen, [d for d in range(len(sizes)) if d != order.column])
+    assert kept is not None
+    ndim = op.tensor("self").ndim
+    return lattice.reshaped(kept, tuple(kept.dims[order.column] if d == dim else 1 for d in range(ndim)))
 
 
 def _at(index: Tensor, dim: int) -> list[Tensor | None]:
@@ -260,7 +302,7 @@ def _grouped(op: OpCall, orders: Orders) -> int | None:
     """Rows times the matrix of their group, where the groups are the keys that they were sorted by."""
     ends = orders.get(id(op.args.get("offs")))
     rows = orders.get(id(op.args["self"]))
-    if ends is None or rows is None or ends.role != ENDS or ends.permutation is not rows.permutation:
+    if ends is None or rows is None or ends.role != ENDS or ends.arrangement is not rows.arrangement:
         return None
     if op.tensor("self").ndim != 2 or op.tensor("mat2").ndim != 3 or rows.dim != 0:
         return None

@@ -238,10 +238,11 @@ def index_write(op: OpCall) -> Result:
         where, vouching = _vouched(op, where, src, new)
     pointed = lattice.reduce(lattice.join(where, vouching), [dim])
     overwrite = op.name in ("index_copy", "index_fill")
-    if not _full(new, dim) and not (overwrite and (_full(base, dim) or new is not None)):
+    sizes = [x.shape[d] if d == dim or _full(base, d) or _full(new, d) else 1 for d in range(x.ndim)]
+    lands = new is not None and (overwrite or _full(new, dim) or torch.Size(sizes).numel() <= LAND_LIMIT)
+    if not lands and not (overwrite and _full(base, dim)):
         out = lattice.join(base, new)
     else:
-        sizes = [x.shape[d] if d == dim or _full(base, d) or _full(new, d) else 1 for d in range(x.ndim)]
         numbers = _numbers(sizes, x.device)
         places = numbers.index_select(dim, index.reshape(-1))
         out = _land(op, base, new, sizes, places, places.shape, overwrite)

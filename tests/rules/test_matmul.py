@@ -126,6 +126,19 @@ def test_keys_that_were_chosen_query_by_query() -> None:
     assert torch.equal(chosen[0, :, 0, :, 0], own)
 
 
+def test_a_bias_of_the_query_among_masked_scores() -> None:
+    future = torch.ones(3, 3, dtype=torch.bool).triu(1)
+
+    def fn(scores: Tensor, bias: Tensor) -> Tensor:
+        mask = (bias * torch.arange(1.0, 4.0)).masked_fill(future, -torch.inf)
+        return (scores + mask).softmax(-1)
+
+    inputs = rand(1, 2, 3, 3), rand(1, 2, 3, 1)
+    check(fn, *inputs, large=3.0, kinds=5)
+    scores, _ = dependencies(fn, *inputs)[0]
+    assert torch.equal(scores[0, 0, :, 0, 0, 0].any(1), ~future)
+
+
 @pytest.mark.parametrize("zeros", [0.0, 0.5])
 def test_grouped_products(zeros: float) -> None:
     """Rows that offsets share out between the matrices of a batch (16 bytes apart)."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from causaltrace.geometry import Geometry
-from causaltrace.order import ITEMS, KEYS, Order, Permutation, seen_through
+from causaltrace.order import COLUMN, ITEMS, KEYS, PLACES, Arrangement, Order, seen_through
 from tests.oracle import Index, check
 from tests.rules.test_pointwise import rand
 
@@ -94,8 +94,42 @@ def with_heads(x: Tensor, keys: Tensor) -> Tensor:
     return y[0][placed(perm)] + x.new_zeros(N, 1)
 
 
+def one_group_at_a_time(x: Tensor, keys: Tensor) -> list[Tensor]:
+    """The places of a mask, and every way to write there."""
+    out = [torch.zeros(N, 2), torch.zeros(N, 2), torch.ones(N, 2), torch.zeros(2, N)]
+    for group in range(GROUPS):
+        items = (keys == group).nonzero()[:, 0]
+        y = (x[items] * TABLE[group]).tanh()
+        out[0].index_add_(0, items, y)
+        out[1] = out[1].index_put((items,), y, accumulate=True)
+        out[2][items] = y
+        out[3].index_copy_(1, items, y.t())
+    return out
+
+
+def several_groups_each(x: Tensor, keys: Tensor) -> Tensor:
+    """Two choices for each token, with their weights."""
+    out = torch.zeros(N, 2)
+    weights = torch.stack((x[:, 0], x[:, 1] * 2), 1)
+    chosen = F.one_hot(torch.stack((keys, (keys + 1) % GROUPS), 1), GROUPS).permute(2, 1, 0)
+    for group in range(GROUPS):
+        choice, token = torch.where(chosen[group])
+        out.index_add_(0, token, x[token] * TABLE[group] * weights[token, choice, None])
+    return out
+
+
 @pytest.mark.parametrize(
-    "fn", [by_table, by_grouped_product, by_counts, added_back, written_back, with_heads]
+    "fn",
+    [
+        by_table,
+        by_grouped_product,
+        by_counts,
+        added_back,
+        written_back,
+        with_heads,
+        one_group_at_a_time,
+        several_groups_each,
+    ],
 )
 def test_what_is_put_back_depends_on_its_own_item(fn: Fn) -> None:
     check(fn, rand(N, 2), KEYS_OF_ITEMS, exact=True, layouts=False)
@@ -146,6 +180,28 @@ def test_what_tells_slots_apart_depends_on_the_order(name: str) -> None:
     check(fn, rand(N, 2), KEYS_OF_ITEMS, layouts=False)
 
 
+#: What is done with the places of a mask that tells which others there are.
+TELLING_PLACES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "elsewhere": lambda y, items: torch.zeros(N, 2).index_add(0, items // 2, y),
+    "shifted": lambda y, items: torch.zeros(N, 2).index_add(0, (items + 1) % N, y),
+    "reversed": lambda y, items: torch.zeros(N, 2).index_add(0, items.flip(0), y),
+    "values reversed": lambda y, items: torch.zeros(N, 2).index_add(0, items, y.flip(0)),
+    "weights of slots": lambda y, items: torch.zeros(N, 2).index_add(0, items, y * NUMBERS[: len(y), None]),
+    "sums": lambda y, items: torch.zeros(N, 2).index_add(0, items, y.cumsum(0)),
+    "in a longer tensor": lambda y, items: torch.zeros(N + 1, 2).index_add(0, items, y),
+    "the mean": lambda y, items: torch.zeros(N, 2).index_add(0, items, y - y.mean(0)),
+}
+
+
+@pytest.mark.parametrize("name", TELLING_PLACES)
+def test_what_tells_places_apart_depends_on_the_mask(name: str) -> None:
+    def fn(x: Tensor, keys: Tensor) -> Tensor:
+        items = (keys > 0).nonzero().squeeze(-1)
+        return TELLING_PLACES[name](x[items] * 2.0, items)
+
+    check(fn, rand(N, 2), KEYS_OF_ITEMS, layouts=False)
+
+
 GROUP_ENDS: dict[str, Callable[[Tensor], Tensor]] = {
     "constant": lambda keys: torch.tensor([2, 3, 5], dtype=torch.int32),
     "shifted": lambda keys: ends(keys).roll(1).sort().values,
@@ -185,17 +241,30 @@ def test_the_last_of_several_items_to_write_wins() -> None:
 
 
 def test_views_of_slots() -> None:
-    order = Order(Permutation(4, None), ITEMS, 0, None)
+    order = Order(Arrangement(4), ITEMS, 0, None)
     base = Geometry(0, (4, 6), (6, 1), 4)
-    assert seen_through(order, base, Geometry(3, (4, 3), (6, 1), 4)) == 0
-    assert seen_through(order, base, Geometry(0, (6, 4), (1, 6), 4)) == 1
-    assert seen_through(order, base, Geometry(0, (4, 2, 3), (6, 3, 1), 4)) == 0
-    assert seen_through(order, base, Geometry(6, (3, 6), (6, 1), 4)) is None
-    assert seen_through(order, base, Geometry(5, (4, 2), (6, 1), 4)) is None
-    assert seen_through(order, base, Geometry(0, (24,), (1,), 4)) is None
-    assert seen_through(order, base, Geometry(0, (4, 2), (6, 6), 4)) is None
-    assert seen_through(order, base, Geometry(0, (4, 6), (6, 1), 8)) is None
-    assert seen_through(order, base, Geometry(6, (4, 6), (6, 1), 4)) is None
-    keys = order._replace(role=KEYS)
-    assert seen_through(keys, Geometry(0, (4,), (1,), 8), Geometry(0, (4, 1), (1, 1), 8)) == 0
-    assert seen_through(keys, base, Geometry(0, (4, 3), (6, 1), 4)) is None
+    for dim, view in (
+        (0, Geometry(3, (4, 3), (6, 1), 4)),
+        (1, Geometry(0, (6, 4), (1, 6), 4)),
+        (0, Geometry(0, (4, 2, 3), (6, 3, 1), 4)),
+        (None, Geometry(6, (3, 6), (6, 1), 4)),
+        (None, Geometry(5, (4, 2), (6, 1), 4)),
+        (None, Geometry(0, (24,), (1,), 4)),
+        (None, Geometry(0, (4, 2), (6, 6), 4)),
+        (None, Geometry(0, (4, 6), (6, 1), 8)),
+        (None, Geometry(6, (4, 6), (6, 1), 4)),
+    ):
+        assert seen_through(order, base, view) == (None if dim is None else order._replace(dim=dim))
+
+
+def test_views_of_keys_and_places() -> None:
+    keys = Order(Arrangement(4), KEYS, 0, None)
+    base = Geometry(0, (4, 2), (2, 1), 8)
+    half = Geometry(1, (4,), (2,), 8)
+    assert seen_through(keys, Geometry(0, (4,), (1,), 8), Geometry(0, (4, 1, 3), (1, 1, 0), 8)) == keys
+    assert seen_through(keys, base, half) == keys._replace(role=ITEMS)
+    places = keys._replace(role=PLACES)
+    assert seen_through(places, base, half) == places._replace(role=COLUMN, column=1)
+    columns = Geometry(0, (4, 2), (1, 4), 8)  # as nonzero lays them out
+    assert seen_through(places, columns, Geometry(4, (4,), (1,), 8)) == places._replace(role=COLUMN, column=1)
+    assert seen_through(places, columns, Geometry(0, (4, 1), (1, 4), 8)) == places._replace(role=COLUMN)
