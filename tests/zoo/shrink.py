@@ -13,9 +13,9 @@ WINDOW = 3
 #: Names of numbers in configurations, and the tiny value of each.
 _NUMBERS: dict[int, str] = {
     32: """
-        hidden_size hidden_size_global d_model n_embd emb_dim embedding_dim embedding_size input_embedding_size
-        backbone_hidden_size output_embedding_size word_embed_proj_dim attention_hidden_size lru_width
-        pronunciation_embed_dim shape_embed_dim""",
+        hidden_size hidden_size_global d_model n_embd emb_dim embedding_dim embedding_size
+        input_embedding_size backbone_hidden_size output_embedding_size word_embed_proj_dim
+        attention_hidden_size lru_width pronunciation_embed_dim shape_embed_dim""",
     24: """
         intermediate_size ffn_dim dim_ff dff decoder_ffn_dim encoder_ffn_dim ffn_hidden_size d_inner n_inner
         moe_intermediate_size expert_ffn_hidden_size shared_expert_intermediate_size intermediate_size_mlp
