@@ -176,15 +176,16 @@ def scatter(op: OpCall) -> Result:
     vouching = None
     if adds and isinstance(src, Tensor):
         where, vouching = _vouched(op, where, src, new)
-    fixed = where is None and vouching is None
+    cut = False
     if op.backward and overwrite and isinstance(src, Tensor) and src.ndim == x.ndim:
         # a gradient of 0 among zeros: wherever it lands, S(gradient) suffices
         moving = (src != 0) | (x[_leading(index, dim)] != 0).any(dim, keepdim=True)
-        where = lattice.keep(where, live(moving, tuple(varied(where, ndim=x.ndim))))
+        kept = lattice.keep(where, live(moving, tuple(varied(where, ndim=x.ndim))))
+        where, cut = kept, kept is not where
     lines = lattice.join(where, vouching)
     out = base
     varies = _full(new, dim) or overwrite and _full(base, dim)
-    if varies and fixed:
+    if varies and not cut:
         out = _scattered(op, base, new, x, index, dim, overwrite)
     elif new is not None:
         lines = lattice.join(lines, new)
@@ -270,19 +271,17 @@ def embedding_backward(op: OpCall) -> Result:
     lattice = op.lattice
     grad, index = op.tensor("grad_output"), op.tensor("indices")
     own, where = op.cells("grad_output"), op.cells("indices")
+    vouching = None
     if where is not None and not op.get("scale_grad_by_freq", False):
-        where = lattice.keep(where, live(grad, tuple(range(grad.ndim - 1)))[..., 0])
+        some = live(grad, tuple(range(grad.ndim - 1)))
+        where, vouching = lattice.keep(where, some[..., 0]), lattice.keep(own, ~some)
     rows = int(op.args["num_weights"])
-    if (
-        op.cells("indices") is None
-        and own is not None
-        and not own.uniform
-        and rows * own.dims[-1] <= LAND_LIMIT
-    ):
-        last = own.dims[-1]
-        places = index.unsqueeze(-1) * last + torch.arange(last, device=index.device)
-        return land(op, None, own, (rows, last), places, places.shape, False)
-    return lattice.join(lattice.everything(own, 2), lattice.everything(where, 2))
+    if own is None or own.uniform or rows * own.dims[-1] > LAND_LIMIT:
+        return lattice.join(lattice.everything(own, 2), lattice.everything(where, 2))
+    last = own.dims[-1]
+    places = index.unsqueeze(-1) * last + torch.arange(last, device=index.device)
+    landed = land(op, None, own, (rows, last), places, places.shape, False)
+    return lattice.join(landed, lattice.everything(where, 2), lattice.everything(vouching, 2))
 
 
 # -- masked_scatter ---------------------------------------------------------------------------------------

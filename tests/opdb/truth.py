@@ -99,15 +99,10 @@ class Truth:
             options = [v for v in (9.0, old * 1.02 + 0.01, *rng.sample(rest, len(rest))) if cmath.isfinite(v)]
             options.insert(2, own)  # a masked place stays a masked place
         else:
-            rest = [
-                *ties,
-                old + 1,
-                max(old - 1, 0),
-                0,
-                -1,
-                *rng.sample(t.reshape(-1).tolist(), min(8, t.numel())),
-            ]
-            options = [own, *dict.fromkeys(rng.sample(rest, len(rest)))]
+            sizes = [n for x in self.inputs for n in (*x.shape, x.numel()) if n]
+            places = rng.choice(sizes)  # as an index it may name any of so many
+            rest = {*ties, old + 1, max(old - 1, 0), 0, -1, *rng.sample(range(places), min(8, places))}
+            options, count = [own, *rng.sample(sorted(rest), len(rest))], 3 * count
         return [v for v in options if v != old][:count]
 
     def _with(self, values: dict[int, Any]) -> tuple[Tensor, ...]:
