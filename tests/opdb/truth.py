@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import cmath
 import random
-import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -50,8 +49,7 @@ class Truth:
     def at(self, inputs: tuple[Tensor, ...]) -> Tensor | None:
         """None where the function refuses these values."""
         try:
-            with warnings.catch_warnings(), Plain():
-                warnings.simplefilter("ignore")
+            with Plain():
                 out = self.fn(*[t.clone() for t in inputs])
                 self.is_test = all(t.dtype == torch.bool for t in tree_leaves(out) if isinstance(t, Tensor))
                 return flat(out)

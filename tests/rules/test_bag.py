@@ -102,10 +102,15 @@ def test_no_bags_and_no_indices() -> None:
 
 def test_unsorted_offsets_are_not_trusted() -> None:
     """Forward and backward kernels disagree about the bags of such offsets."""
-    table, offsets = torch.randn(3, 2), torch.tensor([0, 3, 0])
-    fn = lambda t: F.embedding_bag(INDEX, t, offsets, mode="sum")  # noqa: E731
-    assert causaltrace.dependencies(fn, table)[0][0].all()
-    assert causaltrace.dependencies(grads(fn), table, torch.randn(3, 2))[0][1].all()
+    table, index, offsets = torch.randn(3, 2), torch.tensor([2, 1, 2, 0, 1]), torch.tensor([0, 3, 0])
+
+    def bags(table: Tensor, weights: Tensor) -> Tensor:
+        return F.embedding_bag(index, table, offsets, mode="sum", per_sample_weights=weights)
+
+    weights = torch.randn(5)
+    assert causaltrace.dependencies(bags, table, weights)[0][1].all()
+    for reach in causaltrace.dependencies(grads(bags, (0, 1)), table, weights, torch.randn(3, 2)):
+        assert reach[2].all()
 
 
 def test_gradients_land_in_their_rows() -> None:
