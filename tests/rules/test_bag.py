@@ -109,8 +109,7 @@ def test_unsorted_offsets_are_not_trusted() -> None:
 
     weights = torch.randn(5)
     assert causaltrace.dependencies(bags, table, weights)[0][1].all()
-    for reach in causaltrace.dependencies(grads(bags, (0, 1)), table, weights, torch.randn(3, 2)):
-        assert reach[2].all()
+    check(grads(bags, (0, 1)), table, weights, rand(3, 2))
 
 
 def test_gradients_land_in_their_rows() -> None:
