@@ -123,10 +123,13 @@ def _counted(op: OpCall, orders: Orders) -> Order | None:
     order = orders.get(id(op.args["self"]))
     if order is None:
         return None
-    if order.role == KEYS:
-        whole = op.name == "bincount" and op.get("weights") is None
-        whole |= op.name == "histc" and op.get("min", 0) == 0 and op.get("max", 0) == op.get("bins", 100) - 1
-        return order._replace(role=COUNTS, own=None) if whole else None
+    if order.role == KEYS and op.name == "bincount" and op.get("weights") is None:
+        return order._replace(role=COUNTS, own=None)
+    if order.role == KEYS and op.name == "histc":
+        whole = op.get("min", 0) == 0 and op.get("max", 0) == op.get("bins", 100) - 1
+        if not whole or bool((op.tensor("self") < 0).any()):  # keys left out at the start shift all others
+            return None
+        return order._replace(role=COUNTS, own=None)
     if order.role == COUNTS and op.name == "cumsum":
         return order._replace(role=ENDS)
     return None

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from causaltrace.geometry import Geometry
 from causaltrace.order import COLUMN, ITEMS, KEYS, PLACES, Arrangement, Order, seen_through
-from tests.oracle import Index, check
+from tests.oracle import Index, check, reported
 from tests.rules.test_pointwise import rand
 
 N, GROUPS = 5, 3
@@ -202,14 +202,14 @@ def test_what_tells_places_apart_depends_on_the_mask(name: str) -> None:
     check(fn, rand(N, 2), KEYS_OF_ITEMS, layouts=False)
 
 
+#: Ends of groups that are not those of the keys; all rows are in some group.
 GROUP_ENDS: dict[str, Callable[[Tensor], Tensor]] = {
     "constant": lambda keys: torch.tensor([2, 3, 5], dtype=torch.int32),
     "shifted": lambda keys: ends(keys).roll(1).sort().values,
-    "too few bins": lambda keys: torch.histc(keys.float(), bins=GROUPS, min=0, max=1).cumsum(0).int(),
-    "counts, not ends": lambda keys: torch.histc(keys.float(), bins=GROUPS, min=0, max=2).int().sort().values,
     "of other keys": lambda keys: ends(SECOND),
     "of changed keys": lambda keys: ends((keys + 1).clamp(max=2)),
     "of one key": lambda keys: ends(keys[:1].expand(N)),
+    "of some keys": lambda keys: ends(keys[1:]) + 1,
 }
 
 
@@ -217,11 +217,36 @@ GROUP_ENDS: dict[str, Callable[[Tensor], Tensor]] = {
 def test_groups_that_are_not_the_keys_depend_on_the_order(name: str) -> None:
     def fn(x: Tensor, keys: Tensor) -> Tensor:
         sorted_keys, perm = keys.sort(stable=True)
-        offs = GROUP_ENDS[name](sorted_keys)
-        out = grouped(x[perm], offs)
-        return torch.where(NUMBERS[:, None] < offs[-1], out, 0.0)[placed(perm)]
+        return grouped(x[perm], GROUP_ENDS[name](sorted_keys))[placed(perm)]
 
     check(fn, rand(N, 2), KEYS_OF_ITEMS, layouts=False)
+
+
+def counted(keys: Tensor, **options: float) -> Tensor:
+    return torch.histc(keys.float(), **options).cumsum(0).int()
+
+
+@pytest.mark.parametrize(
+    ("keys", "offs"),
+    [
+        ([2, 0, 1, 0, 2], lambda keys: counted(keys, bins=GROUPS, min=0, max=1)),
+        ([2, 0, 1, 0, 2], lambda keys: counted(keys, bins=GROUPS, min=-1, max=2)),
+        ([2, 0, 1, 0, 2], lambda keys: torch.histc(keys.float(), bins=GROUPS, min=0, max=2).int()),
+        ([2, -1, 1, 0, -1], lambda keys: counted(keys, bins=GROUPS, min=0, max=2)),
+    ],
+    ids=["too few bins", "shifted bins", "not summed up", "a negative key"],
+)
+def test_counts_that_leave_keys_out_depend_on_all_of_them(
+    keys: list[int], offs: Callable[[Tensor], Tensor]
+) -> None:
+    """What is in the rows of no group is not defined, so these are not run again."""
+
+    def fn(x: Tensor, keys: Tensor) -> Tensor:
+        sorted_keys, perm = keys.sort(stable=True)
+        return grouped(x[perm], offs(sorted_keys))[placed(perm)]
+
+    positions = [torch.arange(2 * N).view(N, 2), torch.arange(2 * N, 3 * N)]
+    assert reported(fn, [rand(N, 2), torch.tensor(keys)], positions).eq(3 * N - 1).all()
 
 
 def test_descending_keys_are_not_groups() -> None:
