@@ -18,7 +18,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from tests.zoo.judge import BATCH, LENGTH, Verdict, judge
+from tests.zoo.judge import BATCH, LENGTH, VALUES, Verdict, judge
 from tests.zoo.models import ATTENTION, Model, Unbuilt, models
 
 #: Why some matrices are larger than the truth.
@@ -65,9 +65,9 @@ class Row(NamedTuple):
         return f"| {self.model} | {self.attention} | {found} | {note} |"
 
 
-def run(model: Model, attention: str) -> Row:
+def run(model: Model, attention: str, values: int = VALUES) -> Row:
     try:
-        return Row(model.name, attention, judge(model.build(attention)))
+        return Row(model.name, attention, judge(model.build(attention), values))
     except Unbuilt as error:
         return Row(model.name, attention, None, unbuilt=reason(str(error)))
     except Exception as error:

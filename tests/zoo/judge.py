@@ -16,7 +16,7 @@ from tests.zoo.shrink import VOCABULARY
 #: Documents in the batch, and tokens that each one feeds to the model.
 BATCH, LENGTH = 2, 10
 #: Other values for each token; the first is 0, which is padding where a model has any.
-VALUES = 4
+VALUES = 3
 #: Other documents in which a reported pair may show that did not show in this one.
 ELSEWHERE = 6
 #: Changes of logits, next to the largest logit, that are rounding: how many rows a matrix product has decides
@@ -82,7 +82,7 @@ def logits(model: nn.Module, ids: Tensor) -> Tensor:
     return out
 
 
-def judge(model: nn.Module) -> Verdict:
+def judge(model: nn.Module, values: int = VALUES) -> Verdict:
     """Score two documents inside a watch, and flip every one of their tokens outside.
 
     Raises:
@@ -107,7 +107,7 @@ def judge(model: nn.Module) -> Verdict:
     reported = torch.zeros(size, size, dtype=torch.bool)
     reported[report.positions] = trace.matrix()
     change = torch.zeros(size, size)
-    change[scored] = changes(model, ids, range(size), VALUES)
+    change[scored] = changes(model, ids, range(size), values)
     moved, firm = change > 0, change > ROUNDING
     elsewhere = torch.zeros_like(moved)
     doubtful = reported & ~moved
@@ -115,7 +115,7 @@ def judge(model: nn.Module) -> Verdict:
         if not (doubtful & ~elsewhere).any():
             break
         labels = (doubtful & ~elsewhere).any(0).nonzero()[:, 0].tolist()
-        elsewhere[scored] |= changes(model, documents(seed), labels, VALUES) > ROUNDING
+        elsewhere[scored] |= changes(model, documents(seed), labels, values) > ROUNDING
     late = torch.arange(size) >= torch.arange(size)[:, None]
     return Verdict(
         report.status,

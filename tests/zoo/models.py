@@ -92,9 +92,9 @@ NOT_CAUSAL: dict[str, tuple[str, dict[str, Any]]] = {
     "RobertaForCausalLM as an encoder": ("RobertaForCausalLM", {"is_decoder": False}),
     "ElectraForCausalLM as an encoder": ("ElectraForCausalLM", {"is_decoder": False}),
     "XLMWithLMHeadModel as an encoder": ("XLMWithLMHeadModel", {"causal": False}),
-    "BertForMaskedLM": ("BertForMaskedLM", {}),
-    "RobertaForMaskedLM": ("RobertaForMaskedLM", {}),
-    "DistilBertForMaskedLM": ("DistilBertForMaskedLM", {}),
+    "BertForMaskedLM": ("BertForMaskedLM", {"is_decoder": False}),
+    "RobertaForMaskedLM": ("RobertaForMaskedLM", {"is_decoder": False}),
+    "DistilBertForMaskedLM": ("DistilBertForMaskedLM", {"dim": 32, "hidden_dim": 24}),
     "ModernBertForMaskedLM": ("ModernBertForMaskedLM", {}),
     "FNetForMaskedLM": ("FNetForMaskedLM", {}),
 }
