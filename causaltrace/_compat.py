@@ -19,6 +19,19 @@ def has_composite_kernel(func: torch._ops.OpOverload) -> bool:
     return func.has_kernel_for_dispatch_key(key)
 
 
+def has_own_kernel(func: torch._ops.OpOverload) -> bool:
+    """Does a backend run this op as it is?"""
+    keys = ("CPU", "CompositeExplicitAutograd", "CompositeExplicitAutogradNonFunctional")
+    return any(torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), key) for key in keys)
+
+
+def siblings(func: torch._ops.OpOverload) -> list[torch._ops.OpOverload]:
+    """The overloads of an op that make their results, and that the dispatcher knows."""
+    packet = func.overloadpacket
+    found = [getattr(packet, name) for name in packet.overloads() if not name.endswith("out")]
+    return [f for f in found if torch._C._dispatch_has_kernel(f.name())]
+
+
 def is_fake(t: Tensor) -> bool:
     """A tensor without values (FakeTensor, FunctionalTensor, meta)."""
     kind = type(t)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from causaltrace import rules
-from causaltrace._compat import has_composite_kernel
+from causaltrace._compat import has_composite_kernel, has_own_kernel, siblings
 from causaltrace.rules import pointwise
 
 #: Tags of ops whose values, or shapes made of values, reach Python.
@@ -63,7 +63,7 @@ def describe(func: torch._ops.OpOverload) -> Op:
         written=written,
         outs=tuple(a.name for a in schema.arguments if a.is_out),
         view=rule.kind == rules.VIEW or (aliased and not written),
-        composite=has_composite_kernel(func) and (aliased or name not in rules.TABLE),
+        composite=has_composite_kernel(func) and (aliased or name not in rules.TABLE or _spelling(func)),
         foreach=packet.startswith("_foreach_"),
         escapes=MASKED.get(name, tuple(a.name for a in schema.arguments))
         if SHAPED.intersection(func.tags)
@@ -75,6 +75,11 @@ def describe(func: torch._ops.OpOverload) -> Op:
         and not packet.startswith("_foreach_"),
         joins=rule.fn is pointwise.join,
     )
+
+
+def _spelling(func: torch._ops.OpOverload) -> bool:
+    """Is this overload another spelling of one that has a kernel, with arguments that its row does not know?"""
+    return not has_own_kernel(func) and not all(map(has_composite_kernel, siblings(func)))
 
 
 def tensors(value: Any) -> list[Tensor]:
