@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch._ops import HigherOrderOperator
+from torch.nn.attention import flex_attention
+from torch.utils import _python_dispatch
 
 #: The Python object of a tensor's storage: the same for all views, alive as long as any owner is.
 storage_of = torch._C.TensorBase.untyped_storage
@@ -13,10 +20,15 @@ storage_of = torch._C.TensorBase.untyped_storage
 current_node = torch._C._current_autograd_node
 
 
+def _known(func: torch._ops.OpOverload) -> bool:
+    """Questions about tensors (``prim::device``) come as ops that the dispatcher has never heard of."""
+    return torch._C._dispatch_has_kernel(func.name())
+
+
 def has_composite_kernel(func: torch._ops.OpOverload) -> bool:
     """Would autograd have decomposed this op before it reached the dispatch mode?"""
     key = torch._C.DispatchKey.CompositeImplicitAutograd
-    return func.has_kernel_for_dispatch_key(key)
+    return _known(func) and func.has_kernel_for_dispatch_key(key)
 
 
 def has_own_kernel(func: torch._ops.OpOverload) -> bool:
@@ -29,10 +41,24 @@ def siblings(func: torch._ops.OpOverload) -> list[torch._ops.OpOverload]:
     """The overloads of an op that make their results, and that the dispatcher knows."""
     packet = func.overloadpacket
     found = [getattr(packet, name) for name in packet.overloads() if not name.endswith("out")]
-    return [f for f in found if torch._C._dispatch_has_kernel(f.name())]
+    return [f for f in found if _known(f)]
 
 
 def is_fake(t: Tensor) -> bool:
     """A tensor without values (FakeTensor, FunctionalTensor, meta)."""
     kind = type(t)
     return kind is not Tensor and kind is not torch.nn.Parameter and hasattr(t, "fake_mode") or t.is_meta
+
+
+#: The innermost dispatch mode, and a context in which it is off.
+current_mode = _python_dispatch._get_current_dispatch_mode
+without_top_mode = _python_dispatch._pop_mode_temporarily
+
+#: Modules that hold the environment in which bodies of higher-order operations are captured.
+CAPTURING: tuple[ModuleType, ...] = (torch._higher_order_ops.utils, flex_attention)
+
+
+def eager_form(op: HigherOrderOperator) -> Callable[..., Any]:
+    """What a higher-order operation runs when nothing transforms it."""
+    kernel: Callable[..., Any] = op.py_kernels[torch._C.DispatchKey.CompositeExplicitAutograd]
+    return kernel

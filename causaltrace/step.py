@@ -26,6 +26,13 @@ class OpaqueOpError(RuntimeError):
     """Raised under ``strict=True`` by the first operation that has no rule."""
 
 
+def opaque_error(op: str, site: Site) -> OpaqueOpError:
+    return OpaqueOpError(
+        f"{op} has no rule and strict=True (at {site}). Write a rule for it "
+        "(CONTRIBUTING.md), use operations that have one, or drop strict"
+    )
+
+
 class Recorder(Protocol):
     """What the tracer tells about scores, escapes and opaque ops; ``policy.Judge`` implements it."""
 
@@ -211,10 +218,7 @@ class Step:
         tracer = self.tracer
         if cells is not None and not tracer.quiet:
             if tracer.strict:
-                raise OpaqueOpError(
-                    f"{self.op.full} has no rule and strict=True (at {tracer.site()}). Write a rule for it "
-                    "(CONTRIBUTING.md), use operations that have one, or drop strict"
-                )
+                raise opaque_error(self.op.full, tracer.site())
             tracer.recorder.opaque(self.op.full, cells, tracer.site())
         return possible
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from causaltrace._compat import current_node, is_fake, storage_of
+from causaltrace.higher import FORMS, leaves
 from causaltrace.lattice.base import Lattice
 from causaltrace.lattice.cells import Algebra, Cells
 from causaltrace.lattice.horizon import Horizon
@@ -18,7 +19,7 @@ from causaltrace.places import site as place
 from causaltrace.schema import Op, describe, tensors
 from causaltrace.shadow import UNHEDGED, Memory, Shadow
 from causaltrace.site import Site
-from causaltrace.step import After, Recorder, Step
+from causaltrace.step import After, Recorder, Step, opaque_error
 
 _NUMBERS = (int, float, bool)
 
@@ -101,6 +102,8 @@ class Tracer(TorchDispatchMode):
         inputs = tensors(args)
         if kwargs:
             inputs += tensors(tuple(kwargs.values()))
+        if types and any(map(is_fake, inputs)):
+            return func(*args, **kwargs)
         finder = self.finder
         if finder is not None and not op.composite and (finder.searching or op.name == "embedding"):
             finder.look(op, inputs)
@@ -113,7 +116,7 @@ class Tracer(TorchDispatchMode):
                     touched.append((t, entry))
         except NotImplementedError:  # a sparse tensor has no storage
             return self._sparse(op, func, args, kwargs, inputs)
-        if not touched or types and any(map(is_fake, inputs)) or touched[0][0].is_meta:
+        if not touched or touched[0][0].is_meta:
             out = func(*args, **kwargs)
             if finder is not None and finder.searching:
                 finder.made(tensors(out))
@@ -298,22 +301,57 @@ class Tracer(TorchDispatchMode):
     # -- everything else ------------------------------------------------------------------------------
 
     def _higher_order(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Operators that call functions (cond, flex_attention): all that goes in may come out."""
+        """Operators that call functions (cond, flex_attention): the operations that they are made of."""
+        inputs = leaves((args, kwargs))
+        if any(map(is_fake, inputs)):
+            return func(*args, **kwargs)
+        form = FORMS.get(func.name())
+        if form is None:
+            return self._unfollowed(func, args, kwargs, inputs)
+        conditions: list[Shadow] = []
+
+        def decided(condition: Any) -> None:
+            shadow = self.memory.read(condition) if isinstance(condition, Tensor) else None
+            if shadow is not None:
+                conditions.append(shadow)
+
+        with self:
+            out = form(func, decided, *args, **kwargs)
+        if conditions:
+            self._op_name = func.name()
+            with _disable_current_modes():
+                for t in leaves(out):
+                    self._also(t, conditions)
+        return out
+
+    def _also(self, t: Tensor, causes: list[Shadow]) -> None:
+        """``t`` depends on all of ``causes`` as well."""
+        algebra, depends = self.algebra, self.ledger.depends
+        shadow, ones = self.memory.read(t) or Shadow(), (1,) * t.ndim
+        support, possible = (
+            algebra.join(*[algebra.everything(depends(s, plane), t.ndim) for s in causes])
+            for plane in ("support", "possible")
+        )
+        hedged = possible is not support or shadow.possible is not None
+        possible = algebra.join(shadow.possible or shadow.support, possible) if hedged else None
+        self.memory.write(t, shadow._replace(support=algebra.join(shadow.support, support), possible=possible))
+
+    def _unfollowed(self, func: Any, args: Any, kwargs: Any, inputs: list[Tensor]) -> Any:
+        """Operators that run kernels of their own: all that goes in may come out, or be written to what went
+        in."""
         out = func(*args, **kwargs)
-        flat, _ = torch.utils._pytree.tree_flatten((args, kwargs))
         cells = self.algebra.join(
-            *[
-                self.algebra.everything(self.ledger.depends(self.memory.read(t), "possible"))
-                for t in flat
-                if isinstance(t, Tensor)
-            ]
+            *[self.algebra.everything(self.ledger.depends(self.memory.read(t), "possible")) for t in inputs]
         )
         if cells is not None:
             self._op_name = str(func)
+            if self.strict:
+                raise opaque_error(str(func), self.site())
             self.recorder.opaque(str(func), cells, self.site())
-            for t in torch.utils._pytree.tree_leaves(out):
-                if isinstance(t, Tensor):
-                    self.memory.write(t, Shadow(possible=self.algebra.reshaped(cells, (1,) * t.ndim)))
+            for t in (*inputs, *leaves(out)):
+                shadow = self.memory.read(t) or Shadow()
+                possible = self.algebra.reshaped(cells, (1,) * t.ndim)
+                self.memory.write(t, shadow._replace(possible=possible))
         return out
 
 
