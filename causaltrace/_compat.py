@@ -62,3 +62,11 @@ def eager_form(op: HigherOrderOperator) -> Callable[..., Any]:
     """What a higher-order operation runs when nothing transforms it."""
     kernel: Callable[..., Any] = op.py_kernels[torch._C.DispatchKey.CompositeExplicitAutograd]
     return kernel
+
+
+def held_by(t: Tensor) -> list[Tensor]:
+    """The tensors that a wrapper subclass (DTensor, NestedTensor) holds; none for others."""
+    if not _python_dispatch.is_traceable_wrapper_subclass(t):
+        return []
+    names, _ = t.__tensor_flatten__()
+    return [getattr(t, name) for name in names]

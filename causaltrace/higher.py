@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from causaltrace._compat import eager_form
+from causaltrace._compat import eager_form, held_by
 
 Decided = Callable[[Any], None]
 Body = Callable[..., Any]
@@ -74,9 +74,10 @@ FORMS: dict[str, Callable[..., Any]] = {
 
 
 def leaves(value: Any) -> list[Tensor]:
-    """All tensors in nested lists, tuples and mappings."""
+    """All tensors in nested lists, tuples and mappings, and those that a wrapper holds."""
     if isinstance(value, Tensor):
-        return [value]
+        held = held_by(value)
+        return leaves(held) if held else [value]
     if isinstance(value, dict):
         value = value.values()
     elif not isinstance(value, (list, tuple)):

@@ -102,8 +102,8 @@ class Tracer(TorchDispatchMode):
         inputs = tensors(args)
         if kwargs:
             inputs += tensors(tuple(kwargs.values()))
-        if types and any(map(is_fake, inputs)):
-            return func(*args, **kwargs)
+        if types:  # a wrapper's own handler runs the operations on what it holds, and these are followed
+            return func(*args, **kwargs) if any(map(is_fake, inputs)) else NotImplemented
         finder = self.finder
         if finder is not None and not op.composite and (finder.searching or op.name == "embedding"):
             finder.look(op, inputs)
@@ -121,7 +121,7 @@ class Tracer(TorchDispatchMode):
             if finder is not None and finder.searching:
                 finder.made(tensors(out))
             return out
-        if op.composite:
+        if op.composite and not any(t.is_nested for t in inputs):
             with self:
                 out = func.decompose(*args, **kwargs)
             if out is not NotImplemented:
@@ -168,6 +168,8 @@ class Tracer(TorchDispatchMode):
             for a in (*args, *kwargs.values()):
                 if type(a) in _NUMBERS and a == 0:
                     return None
+        if any(t.is_nested for t in inputs):  # no sizes
+            return None
         first = inputs[0]
         shape = first.shape
         cells: Cells | None = None
@@ -334,7 +336,9 @@ class Tracer(TorchDispatchMode):
         )
         hedged = possible is not support or shadow.possible is not None
         possible = algebra.join(shadow.possible or shadow.support, possible) if hedged else None
-        self.memory.write(t, shadow._replace(support=algebra.join(shadow.support, support), possible=possible))
+        self.memory.write(
+            t, shadow._replace(support=algebra.join(shadow.support, support), possible=possible)
+        )
 
     def _unfollowed(self, func: Any, args: Any, kwargs: Any, inputs: list[Tensor]) -> Any:
         """Operators that run kernels of their own: all that goes in may come out, or be written to what went
