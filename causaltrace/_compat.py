@@ -45,9 +45,8 @@ def siblings(func: torch._ops.OpOverload) -> list[torch._ops.OpOverload]:
 
 
 def is_fake(t: Tensor) -> bool:
-    """A tensor without values (FakeTensor, FunctionalTensor, meta)."""
-    kind = type(t)
-    return kind is not Tensor and kind is not torch.nn.Parameter and hasattr(t, "fake_mode") or t.is_meta
+    """A tensor that torch only works out sizes with."""
+    return type(t) is not Tensor and hasattr(t, "fake_mode")
 
 
 #: The innermost dispatch mode, and a context in which it is off.

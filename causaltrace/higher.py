@@ -1,8 +1,8 @@
 """Higher-order operations: their eager forms, which are made of ordinary operations.
 
-Torch's own eager forms are run where they allow a mode to look on; those that only call what they are given, or
-insist on being alone, are spelt here. A condition that chooses what runs is told to ``decided``: all that comes
-out depends on it.
+Torch's own eager forms are run where they allow a mode to look on; those that only call what they are given,
+or insist on being alone, are spelt here. A condition that chooses what runs is told to ``decided``: all that
+comes out depends on it.
 """
 
 from __future__ import annotations

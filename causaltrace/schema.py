@@ -78,7 +78,7 @@ def describe(func: torch._ops.OpOverload) -> Op:
 
 
 def _spelling(func: torch._ops.OpOverload) -> bool:
-    """Is this overload another spelling of one that has a kernel, with arguments that its row does not know?"""
+    """Is it another spelling of an overload that has a kernel? Its row does not know these arguments."""
     return not has_own_kernel(func) and not all(map(has_composite_kernel, siblings(func)))
 
 

@@ -305,7 +305,7 @@ class Tracer(TorchDispatchMode):
     def _higher_order(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Operators that call functions (cond, flex_attention): the operations that they are made of."""
         inputs = leaves((args, kwargs))
-        if any(map(is_fake, inputs)):
+        if any(is_fake(t) or t.is_meta for t in inputs):
             return func(*args, **kwargs)
         form = FORMS.get(func.name())
         if form is None:
@@ -329,7 +329,7 @@ class Tracer(TorchDispatchMode):
     def _also(self, t: Tensor, causes: list[Shadow]) -> None:
         """``t`` depends on all of ``causes`` as well."""
         algebra, depends = self.algebra, self.ledger.depends
-        shadow, ones = self.memory.read(t) or Shadow(), (1,) * t.ndim
+        shadow = self.memory.read(t) or Shadow()
         support, possible = (
             algebra.join(*[algebra.everything(depends(s, plane), t.ndim) for s in causes])
             for plane in ("support", "possible")

@@ -1,4 +1,4 @@
-"""Operations that take functions (flex_attention, cond, while_loop, scan) are followed into these functions."""
+"""Operations that take functions (flex_attention, cond, scan) are followed into these functions."""
 
 from __future__ import annotations
 

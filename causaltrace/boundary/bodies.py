@@ -1,8 +1,8 @@
 """The functions that higher-order operations take (flex_attention's masks, the branches of cond).
 
-Torch captures them as graphs, also in programs that compile nothing: what they close over becomes an argument,
-which is how gradients reach it. Capturing must meet neither the watch nor its patches; the graph that comes out
-holds the same operations and is run inside the watch again.
+Torch captures them as graphs, also in programs that compile nothing: what they close over becomes an
+argument, which is how gradients reach it. Capturing must meet neither the watch nor its patches; the graph
+that comes out holds the same operations and is run inside the watch again.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ from causaltrace.rules import (
     encoder,
     fallback,
     index,
+    jagged,
     loss,
     matmul,
     move,
@@ -88,6 +89,9 @@ TABLE: dict[str, Rule] = {
     **_rows(MOVE, numbered.as_strided_scatter, "as_strided_scatter"),
     **_rows(MOVE, numbered.chunk_cat, "_chunk_cat"),
     **_rows(MOVE, numbered.pack_padded, "_pack_padded_sequence"),
+    # rows of several lengths: S(offsets) | S of the row that moved
+    **_rows(MOVE, jagged.to_padded, "_jagged_to_padded_dense_forward"),
+    **_rows(MOVE, jagged.to_packed, "_padded_dense_to_jagged_forward"),
     **_rows(LEAVE, move.unfold_backward, "unfold_backward"),
     **_rows(MOVE, move.where, "where"),
     **_rows(MOVE, move.masked_fill, "masked_fill"),

@@ -1,4 +1,4 @@
-"""Other spellings of an operation, which arrive as they are where autograd is off: their own arguments count."""
+"""Other spellings of an operation, which arrive whole where autograd is off: their own arguments count."""
 
 from collections.abc import Callable
 
