@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._ops import HigherOrderOperator
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import flex_attention
 from torch.utils import _python_dispatch
 
@@ -69,3 +70,8 @@ def held_by(t: Tensor) -> list[Tensor]:
         return []
     names, _ = t.__tensor_flatten__()
     return [getattr(t, name) for name in names]
+
+
+def fakes() -> FakeTensorMode:
+    """A mode for trying out a function without values."""
+    return FakeTensorMode(allow_non_fake_inputs=True)

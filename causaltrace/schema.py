@@ -66,7 +66,7 @@ def describe(func: torch._ops.OpOverload) -> Op:
         composite=has_composite_kernel(func) and (aliased or name not in rules.TABLE or _spelling(func)),
         foreach=packet.startswith("_foreach_"),
         escapes=MASKED.get(name, tuple(a.name for a in schema.arguments))
-        if SHAPED.intersection(func.tags)
+        if SHAPED.intersection(func.tags) or _tells_python(func)
         else (),
         shares=rule.kind == rules.POINT
         and written in ((), ("self",))
@@ -75,6 +75,12 @@ def describe(func: torch._ops.OpOverload) -> Op:
         and not packet.startswith("_foreach_"),
         joins=rule.fn is pointwise.join,
     )
+
+
+def _tells_python(func: torch._ops.OpOverload) -> bool:
+    """Does an op that is not torch's own return numbers? Its tags may not say so; torch's do."""
+    numbers = (torch.IntType, torch.FloatType, torch.BoolType, torch.NumberType)
+    return func.namespace != "aten" and any(isinstance(r.type, numbers) for r in func._schema.returns)
 
 
 def _spelling(func: torch._ops.OpOverload) -> bool:

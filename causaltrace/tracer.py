@@ -312,10 +312,14 @@ class Tracer(TorchDispatchMode):
             return self._unfollowed(func, args, kwargs, inputs)
         conditions: list[Shadow] = []
 
-        def decided(condition: Any) -> None:
+        def decided(condition: Any, only_results: bool) -> bool:
             shadow = self.memory.read(condition) if isinstance(condition, Tensor) else None
             if shadow is not None:
                 conditions.append(shadow)
+            if shadow is None or not only_results:
+                return bool(condition)  # seen as a value that leaves torch
+            with _disable_current_modes():
+                return bool(condition)
 
         with self:
             out = form(func, decided, *args, **kwargs)

@@ -172,7 +172,7 @@ TABLE: dict[str, Rule] = {
             "linalg_solve_triangular "
             "triangular_solve linalg_matrix_exp linalg_pinv geqrf linalg_householder_product ormqr "
             "lu_unpack linalg_lstsq"),
-    **_rows(LEAVE, reduce.whole, "bincount equal is_nonzero _local_scalar_dense item _is_all_true "
+    **_rows(LEAVE, reduce.whole, "bincount equal _local_scalar_dense item _is_all_true "
             "_is_any_true"),
     # samplers that draw as often as the values ask for: what the generator yields next depends on them
     **_rows(LEAVE, reduce.whole, "poisson binomial _standard_gamma _sample_dirichlet"),
