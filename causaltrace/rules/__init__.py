@@ -255,6 +255,8 @@ TABLE: dict[str, Rule] = {
     **_rows(LEAVE, norm.weight_norm_backward, "_weight_norm_interface_backward"),
     # -- losses: readouts when the target is a verbatim label
     **_rows(READ, loss.nll_loss, "nll_loss_forward nll_loss2d_forward"),
+    **_rows(READ, loss.chunked, "_linear_cross_entropy_batch_chunked_no_reduction"),
+    **_rows(READ, loss.chunked_sum, "_linear_cross_entropy_batch_chunked"),
     **_rows(LEAVE, loss.nll_loss_backward, "nll_loss_backward nll_loss2d_backward"),
     **_rows(LEAVE, loss.mse_like, "mse_loss smooth_l1_loss huber_loss binary_cross_entropy l1_loss "
             "binary_cross_entropy_with_logits soft_margin_loss"),
@@ -263,8 +265,6 @@ TABLE: dict[str, Rule] = {
     **_rows(LEAVE, loss.margin_backward, "multi_margin_loss_backward multilabel_margin_loss_backward"),
     **_rows(LEAVE, loss.ctc, "_ctc_loss"),
     **_rows(LEAVE, loss.ctc_backward, "_ctc_loss_backward"),
-    **_rows(LEAVE, loss.chunked, "_linear_cross_entropy_batch_chunked_no_reduction"),
-    **_rows(LEAVE, reduce.whole, "_linear_cross_entropy_batch_chunked"),
     # -- optimizers: parameter i and its state depend on everything of parameter i
     **_rows(LEAVE, optim.fused, "_fused_adam _fused_adamw _fused_sgd _fused_adagrad"),
     **_rows(LEAVE, optim.unscale, "_amp_foreach_non_finite_check_and_unscale"),
