@@ -205,6 +205,11 @@ TABLE: dict[str, Rule] = {
     # -- recurrences: S(out[t]) = union of S(x[s]) over s <= t | S(first state) | S(weights)
     **_rows(LEAVE, recurrent.layer, "mkldnn_rnn_layer"),
     **_rows(LEAVE, recurrent.layer_backward, "mkldnn_rnn_layer_backward"),
+    **_rows(LEAVE, recurrent.gpu_layers, "_cudnn_rnn miopen_rnn"),
+    **_rows(LEAVE, recurrent.gpu_layers_backward, "_cudnn_rnn_backward miopen_rnn_backward"),
+    **_rows(LEAVE, reduce.whole, "_cudnn_rnn_flatten_weight"),
+    **_rows(LEAVE, recurrent.gpu_cell, "_thnn_fused_lstm_cell _thnn_fused_gru_cell "
+            "_thnn_fused_lstm_cell_backward_impl _thnn_fused_gru_cell_backward"),
     # -- convolutions: S(weight) | S(bias) | union over the window
     **_rows(LEAVE, conv.convolution, "convolution _convolution convolution_overrideable"),
     **_rows(LEAVE, conv.convolution_backward, "convolution_backward convolution_backward_overrideable"),
