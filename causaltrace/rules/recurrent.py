@@ -141,7 +141,7 @@ def gpu_layers(op: OpCall) -> Result:
         steps = lattice.make(lambda *data: torch.cat([d.expand(size) for d in data], 2), *ends)
     else:
         steps = lattice.running(steps, time)
-    out, hidden, cell, *rest = op.out
+    _, _, cell, *rest = op.out
     turned = fixed
     if time and fixed is not None:
         turned = lattice.move(fixed, lambda data: data.transpose(0, 1))

@@ -1,0 +1,140 @@
+"""What really changes: a function's results at its inputs and around them."""
+
+from __future__ import annotations
+
+import cmath
+import random
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from tests.opdb.samples import Refused
+
+
+def flat(value: Any) -> Tensor:
+    """All results as one vector of complex numbers; -0.0 is 0.0."""
+    parts = [t for t in tree_leaves(value) if isinstance(t, Tensor)]
+    return torch.cat([t.detach().resolve_conj().to(torch.complex128).reshape(-1) for t in parts])
+
+
+def differs(a: Tensor, b: Tensor) -> Tensor:
+    """Where ``a`` is another number than ``b``: everywhere if there are more or fewer of them."""
+    if a.shape != b.shape:
+        return torch.ones(b.shape, dtype=torch.bool)
+    return (a != b) & ~(a.isnan() & b.isnan())
+
+
+class Plain(TorchDispatchMode):
+    """Does nothing. Some backward formulas choose another algorithm under any dispatch mode (prod)."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}))
+
+
+class Truth:
+    """A function's results at ``inputs`` and around them. Input elements are numbered through all inputs."""
+
+    def __init__(self, fn: Callable[..., Any], inputs: tuple[Tensor, ...]) -> None:
+        self.fn, self.inputs = fn, inputs
+        self.where = [(i, e) for i, t in enumerate(inputs) for e in range(t.numel())]
+        base = self.at(inputs)
+        if base is None:
+            raise Refused
+        self.base = base
+
+    def at(self, inputs: tuple[Tensor, ...]) -> Tensor | None:
+        """None where the function refuses these values."""
+        try:
+            with warnings.catch_warnings(), Plain():
+                warnings.simplefilter("ignore")
+                return flat(self.fn(*[t.clone() for t in inputs]))
+        except (RuntimeError, ValueError, IndexError, AssertionError):
+            return None
+
+    def column(self, element: int, values: Iterable[Any]) -> Tensor | None:
+        """Which results change with one element; None if none of its other values was accepted."""
+        hit = None
+        for value in values:
+            out = self.at(self._with({element: value}))
+            if out is not None:
+                changed = differs(out, self.base)
+                hit = changed if hit is None else hit | changed
+        return hit
+
+    def not_finite(self, element: int) -> Tensor | None:
+        """As ``column``, with the values that tests like isnan look for. These show what is depended on; as
+        0 * nan is nan, they say nothing about what is not."""
+        odd = self.inputs[self.where[element][0]].dtype
+        known = odd.is_floating_point or odd.is_complex
+        return self.column(element, (float("nan"), float("inf"), -float("inf"))) if known else None
+
+    def together(self, elements: list[int], rng: random.Random) -> Tensor | None:
+        """Which results change when most of these elements change at once."""
+        values = {}
+        for e in elements:
+            options = self.others(e, rng, 7)
+            if options and rng.random() < 0.8:
+                values[e] = rng.choice(options)
+        out = self.at(self._with(values)) if values else None
+        return None if out is None else differs(out, self.base)
+
+    def others(self, element: int, rng: random.Random, count: int) -> list[Any]:
+        """Other values for an element: large ones, a near one, another element's (a tie), a random one, 0.
+        Whole numbers take what else is in the tensor, which is valid wherever it stands."""
+        i, e = self.where[element]
+        t = self.inputs[i]
+        old = t.reshape(-1)[e].item()
+        if t.dtype == torch.bool:
+            return [not old]
+        like = [x for x in self.inputs if x.dtype == t.dtype and x.numel()]
+        beside = rng.choice(like).reshape(-1)
+        own, ties = t.reshape(-1)[rng.randrange(t.numel())].item(), [beside[e % len(beside)].item()]
+        if t.dtype.is_floating_point or t.dtype.is_complex:
+            rest = [-9.0, *ties, rng.gauss(0, 1), -old, 0.0, old + 1, old * (1j if t.dtype.is_complex else 9)]
+            options = [v for v in (9.0, old * 1.02 + 0.01, *rng.sample(rest, len(rest))) if cmath.isfinite(v)]
+            options.insert(2, own)  # a masked place stays a masked place
+        else:
+            sizes = [n for x in self.inputs for n in (*x.shape, x.numel()) if n]
+            places = rng.choice(sizes)  # as an index it may name any of so many
+            rest = {*ties, old + 1, max(old - 1, 0), 0, -1, *rng.sample(range(places), min(8, places))}
+            options, count = [own, *rng.sample(sorted(rest), len(rest))], 3 * count
+        return [v for v in options if v != old][:count]
+
+    def _with(self, values: dict[int, Any]) -> tuple[Tensor, ...]:
+        out = list(self.inputs)
+        for element, value in values.items():
+            i, e = self.where[element]
+            if out[i] is self.inputs[i]:
+                out[i] = out[i].clone(memory_format=torch.contiguous_format)
+            out[i].view(-1)[e] = value
+        return tuple(out)
+
+
+def drawn_again(inputs: tuple[Tensor, ...], attempt: int) -> tuple[Tensor, ...]:
+    """Other inputs of the same kind. Zeros and what is not finite mostly stand where they stood; whole
+    numbers and bools stand in every other attempt and else come from the same range."""
+    g = torch.Generator().manual_seed(attempt)
+    return tuple(_drawn(t.detach(), attempt, g) for t in inputs)
+
+
+def _drawn(t: Tensor, attempt: int, g: torch.Generator) -> Tensor:
+    if not t.numel():
+        return t
+    if t.dtype.is_floating_point or t.dtype.is_complex:
+        noise = torch.randn(t.shape, dtype=t.dtype, generator=g) * (1, 4, 16)[attempt // 5 % 3]
+        few = torch.randint(1, 4, t.shape, generator=g).to(t.dtype)
+        shares = 0.1 + 0.8 * torch.rand(t.shape, generator=g).to(t.dtype)
+        if (kind := attempt % 5) == 4:
+            return few - 2
+        return torch.where(t.isfinite() & (t != 0), (noise, t * (1 + 0.3 * noise), few, shares)[kind], t)
+    if attempt % 2 == 0:
+        return t.clone()
+    if t.dtype == torch.bool:
+        return torch.rand(t.shape, generator=g) < 0.5
+    low, high = int(t.min()), int(t.max())
+    return torch.randint(low, max(high, low + 1) + 1, t.shape, generator=g).to(t.dtype)
