@@ -117,7 +117,8 @@ def test_gradients_of_layers(kind: type[nn.RNNBase], batch_first: bool) -> None:
     args = {
         "input": x, "weight": list(model.parameters()), "hx": states[0],
         "cx": states[1] if len(states) > 1 else None, "output": out, "grad_output": grad,
-        "grad_hy": grad_last, "grad_cy": None, "batch_first": batch_first, "batch_sizes": [], "dropout_state": None,
+        "grad_hy": grad_last, "grad_cy": None, "batch_first": batch_first, "batch_sizes": [],
+        "dropout_state": None,
     }  # fmt: skip
     made = (first, rest[0], rest[1], rest[2:])
     for got, true in judge(recurrent.gpu_layers_backward, args, given, compute, made):
