@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import cmath
 import random
-import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -50,8 +49,7 @@ class Truth:
     def at(self, inputs: tuple[Tensor, ...]) -> Tensor | None:
         """None where the function refuses these values."""
         try:
-            with warnings.catch_warnings(), Plain():
-                warnings.simplefilter("ignore")
+            with Plain():
                 out = self.fn(*[t.clone() for t in inputs])
                 self.is_test = all(t.dtype == torch.bool for t in tree_leaves(out) if isinstance(t, Tensor))
                 return flat(out)
@@ -143,4 +141,6 @@ def _drawn(t: Tensor, attempt: int, places: int, g: torch.Generator) -> Tensor:
     if t.dtype == torch.bool:
         return torch.rand(t.shape, generator=g) < 0.5
     low, high = (int(t.min()), int(t.max()) + 1) if attempt % 4 == 1 else (0, places)
-    return torch.randint(low, max(high, low + 1), t.shape, generator=g).to(t.dtype)
+    new = torch.randint(low, max(high, low + 1), t.shape, generator=g).to(t.dtype)
+    # what rises, like offsets, may have to: kernels read past the end of what does not
+    return new.sort().values if t.ndim and bool((t.diff() >= 0).all()) else new
