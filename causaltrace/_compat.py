@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch._library.custom_ops import CustomOpDef
 
 #: The Python object of a tensor's storage: the same for all views, alive as long as any owner is.
 storage_of = torch._C.TensorBase.untyped_storage
@@ -11,6 +12,9 @@ storage_of = torch._C.TensorBase.untyped_storage
 
 #: The autograd node that is running; None outside a backward pass.
 current_node = torch._C._current_autograd_node
+
+#: What ``torch.library.custom_op`` makes; ``_opoverload`` is its operator.
+CustomOp = CustomOpDef
 
 
 def has_composite_kernel(func: torch._ops.OpOverload) -> bool:

@@ -15,10 +15,10 @@ from causaltrace.lattice.cells import Algebra, Cells
 from causaltrace.lattice.horizon import Horizon
 from causaltrace.ledger import Ledger
 from causaltrace.places import site as place
-from causaltrace.schema import Op, describe, tensors
+from causaltrace.schema import Op, bind_higher_order, describe, describe_higher_order, tensors
 from causaltrace.shadow import UNHEDGED, Memory, Shadow
 from causaltrace.site import Site
-from causaltrace.step import After, Recorder, Step
+from causaltrace.step import After, Recorder, Step, opaque
 
 _NUMBERS = (int, float, bool)
 
@@ -58,6 +58,11 @@ class Tracer(TorchDispatchMode):
         self._step_sites: dict[str, Site] = {}
         self._lock = threading.RLock()
 
+    @property
+    def ops(self) -> list[Op]:
+        """Every operation that ran."""
+        return list(self._ops.values())
+
     # -- where we are ---------------------------------------------------------------------------------
 
     @property
@@ -93,6 +98,7 @@ class Tracer(TorchDispatchMode):
             if not isinstance(func, torch._ops.OpOverload):
                 return self._higher_order(func, args, kwargs)
             op = self._ops[id(func)] = describe(func)
+        op.calls += 1
         if op.view and not op.composite:
             out = func(*args, **kwargs)
             if op.name == "lift_fresh":
@@ -204,15 +210,14 @@ class Tracer(TorchDispatchMode):
     ) -> Any:
         """Rules of in-place ops run first, while the old values can still be looked at."""
         written = [t for name in op.written for t in tensors(bound.get(name))]
-        early = op.written[0] == "self"
         if op.outs:  # what they held is lost
             bound = {name: value for name, value in bound.items() if name not in op.outs}
         inputs = tensors(tuple(bound.values()))
-        if early:
+        if op.early:
             after = self._step(op, bound, None, written, inputs, shadows)
         out = func(*args, **kwargs)
         self._op_name = op.full
-        if not early:
+        if not op.early:
             fresh = [] if op.outs else [t for t in tensors(out) if all(t is not w for w in written)]
             written = fresh + written
             after = self._step(op, bound, written if fresh else out, written, inputs, shadows)
@@ -299,8 +304,22 @@ class Tracer(TorchDispatchMode):
 
     def _higher_order(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Operators that call functions (cond, flex_attention): all that goes in may come out."""
+        op = self._ops.get(func)
+        if op is None:
+            op = self._ops[func] = describe_higher_order(func)
+        op.calls += 1
         out = func(*args, **kwargs)
         flat, _ = torch.utils._pytree.tree_flatten((args, kwargs))
+        if op.rule.source:
+            with self._lock:
+                inputs = [t for t in flat if isinstance(t, Tensor)]
+                known = {id(t): s for t in inputs if (s := self.memory.read(t)) is not None}
+                outs = tensors(out)
+                self._op_name = op.full
+                if known:
+                    bound = bind_higher_order(func, args, kwargs)
+                    self._write(outs, self._step(op, bound, out, outs, inputs, known))
+            return out
         cells = self.algebra.join(
             *[
                 self.algebra.everything(self.ledger.depends(self.memory.read(t), "possible"))
@@ -309,8 +328,8 @@ class Tracer(TorchDispatchMode):
             ]
         )
         if cells is not None:
-            self._op_name = str(func)
-            self.recorder.opaque(str(func), cells, self.site())
+            self._op_name = op.full
+            opaque(self, op.full, cells)
             for t in torch.utils._pytree.tree_leaves(out):
                 if isinstance(t, Tensor):
                     self.memory.write(t, Shadow(possible=self.algebra.reshaped(cells, (1,) * t.ndim)))
