@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -60,45 +60,39 @@ def dependencies(fn: Callable[..., Any], *inputs: Tensor) -> list[list[Tensor]]:
     Raises:
         TypeError: an input is not a tensor, or ``fn`` returns none.
     """
-    return trace(fn, *inputs)[0]
-
-
-def trace(
-    fn: Callable[..., Any], *inputs: Tensor
-) -> tuple[list[list[Tensor]], list[Tensor], dict[str, Site]]:
-    """``dependencies``, with the outputs' horizons (latest element in the order of the inputs, -1: none) and
-    the operations that have no rule."""
     for i, t in enumerate(inputs):
         if not isinstance(t, Tensor):
             raise TypeError(f"input {i} is {type(t).__name__}, not a tensor: close over what is not followed")
-    total = sum(t.numel() for t in inputs)
+    sizes = [t.numel() for t in inputs]
+    total = sum(sizes)
     state = torch.get_rng_state()
     parts: list[list[Tensor]] = []
-    latest: list[Tensor] = []
-    opaque: dict[str, Site] = {}
     for start in range(0, max(total, 1), ELEMENTS):
         torch.set_rng_state(state)
-        window = range(start, min(start + ELEMENTS, total))
-        reach = Reach()
-        members, latest = _run(fn, inputs, window, reach)
-        parts.append(members)
-        opaque.update(reach.opaque_ops)
+        parts.append(follow(fn, inputs, range(start, min(start + ELEMENTS, total))).members)
     whole = [torch.cat(members, dim=-1) for members in zip(*parts, strict=True)]
-    sizes = [t.numel() for t in inputs]
-    result = [
+    return [
         [
             part.reshape((*out.shape[:-1], *t.shape))
             for part, t in zip(out.split(sizes, dim=-1), inputs, strict=True)
         ]
         for out in whole
     ]
-    return result, latest, opaque
 
 
-def _run(
-    fn: Callable[..., Any], inputs: tuple[Tensor, ...], window: range, reach: Reach
-) -> tuple[list[Tensor], list[Tensor]]:
-    """For every output: the elements within ``window`` that reach it, and the latest one of all."""
+class Followed(NamedTuple):
+    """What reached each output ``[*shape]`` of one run: ``members [*shape, window]``, the elements of the
+    window; ``latest [*shape]``, the last element of all, -1 if none. Elements are numbered through all
+    inputs in their order. ``opaque``: operations without a rule."""
+
+    members: list[Tensor]
+    latest: list[Tensor]
+    opaque: dict[str, Site]
+
+
+def follow(fn: Callable[..., Any], inputs: tuple[Tensor, ...], window: range) -> Followed:
+    """One run of ``fn`` on copies of the inputs, where only the elements of ``window`` are told apart."""
+    reach = Reach()
     lattice = Exact(window)
     tracer = Tracer(cast(Recorder, reach), False, torch.device("cpu"), lattice)
     ledger = reach.ledger = tracer.ledger
@@ -126,4 +120,4 @@ def _run(
             data = cells.data.cpu()
             members.append(lattice.members(data).expand(*t.shape, len(window)))
             latest.append(lattice.position(data[..., 0]).expand(t.shape))
-    return members, latest
+    return Followed(members, latest, reach.opaque_ops)

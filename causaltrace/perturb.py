@@ -1,49 +1,37 @@
-"""Ground truth for tests: what changes when inputs change. No watch and no verdict uses it."""
+"""Ground truth for tests: what really changes when inputs change. No watch and no verdict uses it."""
 
 from __future__ import annotations
 
+import cmath
 import random
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from causaltrace.rules.call import tensors
 
-#: What an operation may raise for values that it does not take.
-REFUSALS = (RuntimeError, ValueError, IndexError, AssertionError)
+class Refused(Exception):
+    """The function does not run at these inputs, or gives no dense tensor."""
 
 
 def flat(value: Any) -> Tensor:
     """All results as one vector of complex numbers; -0.0 is 0.0."""
-    parts = [t.detach().resolve_conj().to(torch.complex128).reshape(-1).cpu() for t in tensors(value)]
-    return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.complex128)
+    parts = [t for t in tree_leaves(value) if isinstance(t, Tensor)]
+    return torch.cat([t.detach().resolve_conj().to(torch.complex128).reshape(-1) for t in parts])
 
 
 def differs(a: Tensor, b: Tensor) -> Tensor:
+    """Where ``a`` is another number than ``b``: everywhere if there are more or fewer of them."""
+    if a.shape != b.shape:
+        return torch.ones(b.shape, dtype=torch.bool)
     return (a != b) & ~(a.isnan() & b.isnan())
 
 
-def others(t: Tensor, e: int, rng: random.Random) -> list[Any]:
-    """Other values for element ``e``: large ones, a near one, another element's (a tie), a random one, 0.
-    Whole numbers take what else is in the tensor, which is valid wherever it stands."""
-    whole = t.reshape(-1)
-    old = whole[e].item()
-    if t.dtype == torch.bool:
-        return [not old]
-    tie = whole[rng.randrange(len(whole))].item()
-    if not (t.dtype.is_floating_point or t.dtype.is_complex):
-        options = list(dict.fromkeys([*whole.tolist(), old + 1, max(old - 1, 0)]))[:12]
-    else:
-        options = [9.0, -9.0, old * 1.02 + 0.01, tie, rng.gauss(0, 1), -old, 0.0, old + 1]
-        if t.dtype.is_complex:
-            options.append(old * 1j)
-    return [v for v in options if v != old]
-
-
-class _Plain(TorchDispatchMode):
+class Plain(TorchDispatchMode):
     """Does nothing. Some backward formulas choose another algorithm under any dispatch mode (prod)."""
 
     supports_higher_order_operators = True
@@ -52,53 +40,110 @@ class _Plain(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-class Perturbed:
-    """The results of a function at some inputs, and around them."""
+class Truth:
+    """A function's results at ``inputs`` and around them. Input elements are numbered through all inputs.
+    ``values``: for some inputs, what their elements may be; else see ``others``."""
 
-    def __init__(self, fn: Callable[..., Any], inputs: Sequence[Tensor]) -> None:
-        self.fn, self.inputs = fn, tuple(inputs)
-        with _Plain():
-            self.base, again = (flat(fn(*[t.clone() for t in inputs])) for _ in range(2))
-        if self.base.shape != again.shape or bool(differs(self.base, again).any()):
-            raise ValueError("the function gives other results when it is run again on the same inputs")
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        inputs: tuple[Tensor, ...],
+        values: Mapping[int, Sequence[Any]] | None = None,
+    ) -> None:
+        self.fn, self.inputs, self.values = fn, inputs, values or {}
+        self.where = [(i, e) for i, t in enumerate(inputs) for e in range(t.numel())]
+        base = self.at(inputs)
+        if base is None:
+            raise Refused
+        self.base = base
 
-    def at(self, inputs: Sequence[Tensor]) -> Tensor | None:
-        """None where the function refuses these values, or gives another number of results."""
+    def at(self, inputs: tuple[Tensor, ...]) -> Tensor | None:
+        """None where the function refuses these values."""
         try:
-            with _Plain():
-                out = flat(self.fn(*[t.clone() for t in inputs]))
-        except REFUSALS:
+            with warnings.catch_warnings(), Plain():
+                warnings.simplefilter("ignore")
+                return flat(self.fn(*[t.clone() for t in inputs]))
+        except (RuntimeError, ValueError, IndexError, AssertionError):
             return None
-        return out if out.shape == self.base.shape else None
 
-    def column(self, which: int, e: int, values: Sequence[Any]) -> Tensor | None:
-        """Which results change with element ``e`` of one input; None if no other value was accepted."""
+    def column(self, element: int, values: Iterable[Any]) -> Tensor | None:
+        """Which results change with one element; None if none of its other values was accepted."""
         hit = None
         for value in values:
-            out = self.at(self._with({which: {e: value}}))
+            out = self.at(self._with({element: value}))
             if out is not None:
                 changed = differs(out, self.base)
                 hit = changed if hit is None else hit | changed
         return hit
 
-    def together(
-        self, free: Sequence[Tensor], values: Mapping[int, Sequence[Any]], rng: random.Random
-    ) -> Tensor | None:
-        """The results when many of the elements in these masks change at once."""
-        new: dict[int, dict[int, Any]] = {}
-        for i, (t, mask) in enumerate(zip(self.inputs, free, strict=True)):
-            for e in mask.reshape(-1).nonzero()[:, 0].tolist():
-                options = values.get(i) or others(t, e, rng)
-                if options and rng.random() < 0.8:
-                    new.setdefault(i, {})[e] = rng.choice(options)
-        return self.at(self._with(new)) if new else None
+    def not_finite(self, element: int) -> Tensor | None:
+        """As ``column``, with the values that tests like isnan look for. These show what is depended on; as
+        0 * nan is nan, they say nothing about what is not."""
+        odd = self.inputs[self.where[element][0]].dtype
+        known = odd.is_floating_point or odd.is_complex
+        return self.column(element, (float("nan"), float("inf"), -float("inf"))) if known else None
 
-    def _with(self, values: dict[int, dict[int, Any]]) -> list[Tensor]:
-        out = []
-        for i, t in enumerate(self.inputs):
-            if i in values:
-                t = t.clone(memory_format=torch.contiguous_format)
-                for e, value in values[i].items():
-                    t.view(-1)[e] = value
-            out.append(t)
-        return out
+    def together(self, elements: list[int], rng: random.Random) -> Tensor | None:
+        """Which results change when most of these elements change at once."""
+        values = {}
+        for e in elements:
+            options = self.others(e, rng, 7)
+            if options and rng.random() < 0.8:
+                values[e] = rng.choice(options)
+        out = self.at(self._with(values)) if values else None
+        return None if out is None else differs(out, self.base)
+
+    def others(self, element: int, rng: random.Random, count: int) -> list[Any]:
+        """Other values for an element: large ones, a near one, another element's (a tie), a random one, 0.
+        Whole numbers take what else is in the tensor, which is valid wherever it stands."""
+        i, e = self.where[element]
+        t = self.inputs[i]
+        old = t.reshape(-1)[e].item()
+        if i in self.values:
+            return [v for v in self.values[i] if v != old][:count]
+        if t.dtype == torch.bool:
+            return [not old]
+        like = [x for x in self.inputs if x.dtype == t.dtype and x.numel()]
+        beside = rng.choice(like).reshape(-1)
+        own, ties = t.reshape(-1)[rng.randrange(t.numel())].item(), [beside[e % len(beside)].item()]
+        if t.dtype.is_floating_point or t.dtype.is_complex:
+            rest = [-9.0, *ties, rng.gauss(0, 1), -old, 0.0, old + 1, old * (1j if t.dtype.is_complex else 9)]
+            options = [v for v in (9.0, old * 1.02 + 0.01, *rng.sample(rest, len(rest))) if cmath.isfinite(v)]
+            options.insert(2, own)  # a masked place stays a masked place
+        else:
+            options = list(dict.fromkeys([own, *ties, *t.reshape(-1).tolist(), old + 1, max(old - 1, 0)]))
+        return [v for v in options if v != old][:count]
+
+    def _with(self, values: dict[int, Any]) -> tuple[Tensor, ...]:
+        out = list(self.inputs)
+        for element, value in values.items():
+            i, e = self.where[element]
+            if out[i] is self.inputs[i]:
+                out[i] = out[i].clone(memory_format=torch.contiguous_format)
+            out[i].view(-1)[e] = value
+        return tuple(out)
+
+
+def drawn_again(inputs: tuple[Tensor, ...], attempt: int) -> tuple[Tensor, ...]:
+    """Other inputs of the same kind. Zeros and what is not finite mostly stand where they stood; whole
+    numbers and bools stand in every other attempt and else come from the same range."""
+    g = torch.Generator().manual_seed(attempt)
+    return tuple(_drawn(t.detach(), attempt, g) for t in inputs)
+
+
+def _drawn(t: Tensor, attempt: int, g: torch.Generator) -> Tensor:
+    if not t.numel():
+        return t
+    if t.dtype.is_floating_point or t.dtype.is_complex:
+        noise = torch.randn(t.shape, dtype=t.dtype, generator=g)
+        few = torch.randint(1, 4, t.shape, generator=g).to(t.dtype)
+        shares = 0.1 + 0.8 * torch.rand(t.shape, generator=g).to(t.dtype)
+        if (kind := attempt % 5) == 4:
+            return few - 2
+        return torch.where(t.isfinite() & (t != 0), (noise, t * (1 + 0.3 * noise), few, shares)[kind], t)
+    if attempt % 2 == 0:
+        return t.clone()
+    if t.dtype == torch.bool:
+        return torch.rand(t.shape, generator=g) < 0.5
+    low, high = int(t.min()), int(t.max())
+    return torch.randint(low, max(high, low + 1) + 1, t.shape, generator=g).to(t.dtype)

@@ -17,6 +17,8 @@ from causaltrace.rules.call import tensors as tensors
 SHAPED = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 #: Of these only the mask decides the shape.
 MASKED = {"masked_select": ("mask",), "index": ("indices",), "_unsafe_index": ("indices",)}
+#: Composites whose own code reads the values of this argument, so that no operation tells of it.
+SILENT = {"aten.tensor_split.tensor_indices_or_sections": 1}
 #: Arguments that a kernel writes although its schema does not say so.
 UNDECLARED = dict.fromkeys(
     ("aten::native_batch_norm", "aten::cudnn_batch_norm", "aten::miopen_batch_norm"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -12,12 +13,14 @@ import torch
 from torch import Tensor
 
 from causaltrace.custom import operators
-from causaltrace.depends import trace
-from causaltrace.perturb import Perturbed, differs, others
+from causaltrace.depends import follow
+from causaltrace.perturb import Refused, Truth, differs, drawn_again
 from causaltrace.rules.call import tensors
 
 __all__ = ["RuleCheck", "check_rule"]
 
+#: Input elements that are told apart in one run, and values that are tried for each.
+WINDOW, VALUES = 1024, 8
 #: Changes of all that an output element is said not to depend on, at once.
 TOGETHER = 16
 #: Missed flows that a message lists.
@@ -48,7 +51,8 @@ def check_rule(
     op: Callable[..., Any] | str,
     *inputs: Any,
     elements: int = 200,
-    values: Mapping[int, Sequence[float]] | None = None,
+    attempts: int = 3,
+    values: Mapping[int, Sequence[Any]] | None = None,
     seed: int = 0,
     **options: Any,
 ) -> RuleCheck:
@@ -58,6 +62,7 @@ def check_rule(
         op: a function, an operator, or the name of one (``"mylib::norm"``). It is run on copies.
         inputs: its arguments. Tensors are changed; gradients of those that require grad are checked as well.
         elements: input elements that are changed, one at a time; a random choice if there are more.
+        attempts: other inputs of the same kind at which all is done again.
         values: for the ``i``-th argument, the values that its elements may take. Default: large and near
             ones, zero, ties and the negative; for whole numbers those that are in the tensor, and the next.
         seed: of the choices.
@@ -75,51 +80,70 @@ def check_rule(
     if isinstance(op, str):
         (op, *_) = operators(op)
     at = [i for i, value in enumerate(inputs) if isinstance(value, Tensor)]
-    given = tuple(inputs[i] for i in at)
-    with torch.random.fork_rng(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        subject = _Subject(op, list(inputs), options, at, given)
-        around = Perturbed(subject, subject.inputs)
-        if not len(around.base):
-            raise ValueError("the results have no elements: give larger inputs")
-        members, _, opaque = trace(subject, *subject.inputs)
-    if opaque:
-        raise AssertionError(f"no rule covers {', '.join(sorted(opaque))}: register one (docs/rules.md)")
-    sizes = [t.numel() for t in subject.inputs]
-    reach = torch.cat(
-        [torch.cat([p.reshape(-1, n) for p, n in zip(row, sizes, strict=True)], 1) for row in members]
-    )
     rng = random.Random(seed)
-    candidates = {at.index(i): list(v) for i, v in (values or {}).items()}
-    where = [(i, e) for i, n in enumerate(sizes) for e in range(n)]
-    columns = sorted(rng.sample(range(len(where)), min(elements, len(where))))
-    reported = true = unchanged = 0
-    missed: list[str] = []
     with torch.random.fork_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for c in columns:
-            i, e = where[c]
-            hit = around.column(i, e, candidates.get(i) or others(subject.inputs[i], e, rng))
-            if hit is None:
-                unchanged += 1
-                continue
-            true += int(hit.sum())
-            reported += int(reach[:, c].sum())
-            for r in (hit & ~reach[:, c]).nonzero()[:, 0].tolist():
-                missed.append(f"{subject.output(r)} changes with {subject.input(i, e)}")
-        for _ in range(0 if missed else TOGETHER):
-            r = rng.randrange(len(reach))
-            free = (~reach[r]).split(sizes)
-            changed = around.together(list(free), candidates, rng)
-            if changed is not None and bool(differs(changed, around.base)[r]):
-                missed.append(f"{subject.output(r)} changes with several elements that it does not name")
-    if missed:
-        more = f"\n  ... and {len(missed) - LISTED} more" if len(missed) > LISTED else ""
-        lines = "".join(f"\n  {line}" for line in missed[:LISTED])
-        raise AssertionError(f"the rules of {_title(op)} miss {len(missed)} flows:{lines}{more}")
-    if unchanged == len(columns):
+        subject = _Subject(op, list(inputs), options, at, tuple(inputs[i] for i in at))
+        total = sum(t.numel() for t in subject.inputs)
+        start = rng.randrange(max(1, total - WINDOW + 1))
+        window = range(start, min(start + WINDOW, total))
+        columns = sorted(rng.sample(range(len(window)), min(elements, len(window))))
+        found = _Found(subject, window, columns, {at.index(i): v for i, v in (values or {}).items()})
+        found.look(subject.inputs, rng)
+        for attempt in range(attempts):
+            with contextlib.suppress(Refused):
+                found.look(drawn_again(subject.inputs, attempt), rng)
+    if found.missed:
+        more = f"\n  ... and {len(found.missed) - LISTED} more" if len(found.missed) > LISTED else ""
+        lines = "".join(f"\n  {line}" for line in list(found.missed)[:LISTED])
+        raise AssertionError(f"the rules of {_title(op)} miss {len(found.missed)} flows:{lines}{more}")
+    changed = found.changed.any(0)
+    if not len(changed) or not bool(changed.any()):
         raise ValueError("no input element could be changed: give values=, or inputs that have others")
-    return RuleCheck(reported, true, unchanged)
+    reported, true = (int(pairs[:, changed].sum()) for pairs in (found.reach, found.hits))
+    return RuleCheck(reported, true, int((~changed).sum()))
+
+
+class _Found:
+    """What was found at all inputs looked at: pairs ``[output element, column]`` that the rules name
+    and that are real, columns that could be changed, and the flows that no rule names."""
+
+    def __init__(
+        self, subject: _Subject, window: range, columns: list[int], values: Mapping[int, Sequence[Any]]
+    ) -> None:
+        self.subject, self.window, self.columns, self.values = subject, window, columns, values
+        self.reach = self.hits = self.changed = torch.zeros(subject.count, len(columns), dtype=torch.bool)
+        self.missed: dict[str, None] = {}
+
+    def look(self, inputs: tuple[Tensor, ...], rng: random.Random) -> None:
+        subject, window = self.subject, self.window
+        truth = Truth(subject, inputs, self.values)
+        again = truth.at(inputs)
+        if again is None or bool(differs(again, truth.base).any()):
+            raise ValueError("the function gives other results when it is run again on the same inputs")
+        if len(truth.base) != subject.count:
+            return  # another number of results
+        members, _, opaque = follow(subject, inputs, window)
+        if opaque:
+            raise AssertionError(f"no rule covers {', '.join(sorted(opaque))}: register one (docs/rules.md)")
+        reach = torch.cat([m.reshape(-1, len(window)) for m in members])
+        self.reach = self.reach | reach[:, self.columns]
+        hits, changed = torch.zeros_like(self.hits), torch.zeros_like(self.changed)
+        for k, c in enumerate(self.columns):
+            hit = truth.column(window[c], truth.others(window[c], rng, VALUES))
+            if hit is not None:
+                hits[:, k], changed[:, k] = hit, True
+                for r in (hit & ~reach[:, c]).nonzero()[:, 0].tolist():
+                    self._miss(r, subject.input(*truth.where[window[c]]))
+        self.hits, self.changed = self.hits | hits, self.changed | changed
+        for _ in range(0 if self.missed else TOGETHER):
+            r = rng.randrange(subject.count)
+            moved = truth.together([window[c] for c in (~reach[r]).nonzero()[:, 0].tolist()], rng)
+            if moved is not None and bool(moved[r]):
+                self._miss(r, "several elements that it does not name")
+
+    def _miss(self, row: int, cause: str) -> None:
+        self.missed[f"{self.subject.output(row)} changes with {cause}"] = None
 
 
 def _title(op: object) -> str:
@@ -149,6 +173,9 @@ class _Subject:
         seeds = [torch.randn(outs[i].shape, dtype=outs[i].dtype, device=outs[i].device) for i in self._seeded]
         self.inputs = (*[t.detach() for t in given], *seeds)
         self._shapes = [tuple(t.shape) for t in self(*self.inputs)]
+        self.count = sum(torch.Size(shape).numel() for shape in self._shapes)
+        if not self.count:
+            raise ValueError("the results have no elements: give larger inputs")
 
     def _copies(self, given: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Leaves, and what the operation gets: a leaf that requires grad could not be written."""

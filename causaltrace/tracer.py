@@ -15,7 +15,7 @@ from causaltrace.lattice.cells import Algebra, Cells
 from causaltrace.lattice.horizon import Horizon
 from causaltrace.ledger import Ledger
 from causaltrace.places import site as place
-from causaltrace.schema import Op, bind_higher_order, describe, describe_higher_order, tensors
+from causaltrace.schema import SILENT, Op, bind_higher_order, describe, describe_higher_order, tensors
 from causaltrace.shadow import UNHEDGED, Memory, Shadow
 from causaltrace.site import Site
 from causaltrace.step import After, Recorder, Step, opaque
@@ -125,6 +125,8 @@ class Tracer(TorchDispatchMode):
                 finder.made(tensors(out))
             return out
         if op.composite:
+            if op.full in SILENT:
+                self.escape(op.name, args[SILENT[op.full]])
             with self:
                 out = func.decompose(*args, **kwargs)
             if out is not NotImplemented:

@@ -41,6 +41,7 @@ WAYS: dict[str, Callable[[Tensor], float]] = {
     "nonzero": lambda t: float(len(t.flatten().nonzero())),
     "mask": lambda t: float(t[t > 0].shape[0]),
     "unique": lambda t: float(t.unique().shape[0]),
+    "tensor_split": lambda t: float(len(torch.ones(9).tensor_split((t.flatten()[:1] > 9).long() + 3)[0])),
     "iterate": lambda t: float(next(x.item() for x in t.flatten())),
     "sparse": lambda t: t.to_sparse().to_dense().sum().item(),
     "sparse product": lambda t: torch.sparse.mm(torch.eye(t.shape[0]).to_sparse(), t).sum().item(),
@@ -115,6 +116,13 @@ def test_range_check_of_one_hot_is_no_escape() -> None:
         F.cross_entropy(logits, tokens[1:], reduction="sum").item()
     assert trace.ok, trace.report
     assert [e.message.split()[0] for e in trace.report.escapes] == ["a"]  # the score itself
+
+
+def test_split_at_values_in_inference_mode() -> None:
+    x, at = torch.arange(6.0), torch.tensor([2, 4])
+    with torch.inference_mode():
+        reach = causaltrace.dependencies(lambda x, at: list(torch.tensor_split(x, at)), x, at)
+    assert all(part[1].all() for part in reach)
 
 
 def test_methods_are_put_back() -> None:
