@@ -111,7 +111,10 @@ class Truth:
             options = [v for v in (9.0, old * 1.02 + 0.01, *rng.sample(rest, len(rest))) if cmath.isfinite(v)]
             options.insert(2, own)  # a masked place stays a masked place
         else:
-            options = list(dict.fromkeys([own, *ties, *t.reshape(-1).tolist(), old + 1, max(old - 1, 0)]))
+            sizes = [n for x in self.inputs for n in (*x.shape, x.numel()) if n]
+            places = rng.choice(sizes)  # as an index it may name any of so many
+            rest = {*ties, old + 1, max(old - 1, 0), 0, -1, *rng.sample(range(places), min(8, places))}
+            options, count = [own, *rng.sample(sorted(rest), len(rest))], 3 * count
         return [v for v in options if v != old][:count]
 
     def _with(self, values: dict[int, Any]) -> tuple[Tensor, ...]:
@@ -135,7 +138,7 @@ def _drawn(t: Tensor, attempt: int, g: torch.Generator) -> Tensor:
     if not t.numel():
         return t
     if t.dtype.is_floating_point or t.dtype.is_complex:
-        noise = torch.randn(t.shape, dtype=t.dtype, generator=g)
+        noise = torch.randn(t.shape, dtype=t.dtype, generator=g) * (1, 4, 16)[attempt // 5 % 3]
         few = torch.randint(1, 4, t.shape, generator=g).to(t.dtype)
         shares = 0.1 + 0.8 * torch.rand(t.shape, generator=g).to(t.dtype)
         if (kind := attempt % 5) == 4:

@@ -129,10 +129,11 @@ TABLE: dict[str, Rule] = {
     **_rows(POINT, pointwise.addcmul, "addcmul"),
     **_rows(POINT, pointwise.fill, "fill"),
     **_rows(POINT, pointwise.div, "div"),
+    **_rows(POINT, pointwise.heaviside, "heaviside"),
     **_rows(POINT, pointwise.join, "sub rsub lerp addcdiv maximum minimum dropout native_dropout "
             "masked_scale real imag complex polar _to_cpu nan_to_num clamp hardtanh threshold prelu "
             "_prelu_kernel native_dropout_backward_mask hardswish hardsigmoid celu "
-            "softshrink hardshrink floor_divide gcd lcm heaviside "
+            "softshrink hardshrink floor_divide gcd lcm "
             "binary_cross_entropy_with_logits_backward _add_relu _standard_gamma_grad gelu softplus mish "
             "xlogy isinf log_sigmoid_forward"),
     **_rows(LEAVE, pointwise.rrelu, "rrelu_with_noise"),

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from causaltrace.lattice.cells import Cells
 from causaltrace.rules.call import OpCall, Result, live
-from causaltrace.rules.scatter import LAND_LIMIT, _land
+from causaltrace.rules.scatter import LAND_LIMIT, land
 
 MEAN, MAX = 1, 2
 
@@ -46,7 +46,7 @@ def _landed(op: OpCall, c: Cells | None, rows: Tensor, count: int) -> Cells | No
     if count * last > LAND_LIMIT:
         return op.lattice.everything(c, 2)
     places = rows.unsqueeze(-1) * last + torch.arange(last, device=rows.device)
-    return _land(op, None, c, (count, last), places, places.shape, False)
+    return land(op, None, c, (count, last), places, places.shape, False)
 
 
 def _layout(op: OpCall) -> Cells | None:

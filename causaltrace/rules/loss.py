@@ -7,7 +7,7 @@ from torch import Tensor
 
 from causaltrace.lattice.cells import Cells
 from causaltrace.rules.call import OpCall, Result, absorb
-from causaltrace.rules.scatter import _land
+from causaltrace.rules.scatter import land
 
 
 def class_dim(op: OpCall) -> int:
@@ -157,7 +157,7 @@ def _sequences(op: OpCall) -> Cells | None:
         owner = torch.searchsorted(count.cumsum(0), places, right=True)
         inside = owner < len(count)
         named = lattice.keep(named, inside)
-        named = _land(op, None, named, (len(count),), owner.clamp(max=len(count) - 1), owner.shape, False)
+        named = land(op, None, named, (len(count),), owner.clamp(max=len(count) - 1), owner.shape, False)
     return lattice.join(read, named, *lengths)
 
 

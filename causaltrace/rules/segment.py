@@ -7,7 +7,7 @@ from torch import Tensor
 
 from causaltrace.lattice.cells import Cells
 from causaltrace.rules.call import OpCall, Result
-from causaltrace.rules.scatter import _land
+from causaltrace.rules.scatter import land
 
 
 def _axis(op: OpCall) -> int:
@@ -43,7 +43,7 @@ def _rows(op: OpCall, c: Cells | None, owner: Tensor, segments: int) -> Cells | 
         return None
     inner = torch.arange(rest.numel(), device=owner.device).view(1, *rest)
     places = owner.clamp(max=segments - 1).reshape(-1, *(1 for _ in rest)) * rest.numel() + inner
-    return _land(op, None, c, (segments, *rest), places, places.shape, False)
+    return land(op, None, c, (segments, *rest), places, places.shape, False)
 
 
 def forward(op: OpCall) -> Result:

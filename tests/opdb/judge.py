@@ -17,7 +17,7 @@ from tests.opdb.samples import Sample
 WHOLE, WINDOW = 1024, 64
 #: Other inputs at which a reported pair is looked for: at most so many (fewer where only a window is told
 #: apart), and so many in a row that show nothing new.
-ATTEMPTS, PATIENCE = 40, 12
+ATTEMPTS, PATIENCE = 60, 20
 
 
 @dataclass
