@@ -113,8 +113,8 @@ class Truth:
         else:
             sizes = [n for x in self.inputs for n in (*x.shape, x.numel()) if n]
             places = rng.choice(sizes)  # as an index it may name any of so many
-            rest = {*ties, old + 1, max(old - 1, 0), 0, -1, *rng.sample(range(places), min(8, places))}
-            options, count = [own, *rng.sample(sorted(rest), len(rest))], 3 * count
+            named = {*ties, old + 1, max(old - 1, 0), 0, -1, *rng.sample(range(places), min(8, places))}
+            options, count = [own, *rng.sample(sorted(named), len(named))], 3 * count
         return [v for v in options if v != old][:count]
 
     def _with(self, values: dict[int, Any]) -> tuple[Tensor, ...]:

@@ -64,7 +64,7 @@ def check_rule(
         elements: input elements that are changed, one at a time; a random choice if there are more.
         attempts: other inputs of the same kind at which all is done again.
         values: for the ``i``-th argument, the values that its elements may take. Default: large and near
-            ones, zero, ties and the negative; for whole numbers those that are in the tensor, and the next.
+            ones, zero, ties and the negative; for whole numbers those that may be an index of something.
         seed: of the choices.
         options: keyword arguments of ``op``.
 
