@@ -14,7 +14,7 @@ from causaltrace.perturb import Refused, Truth, drawn_again
 from tests.opdb.samples import Sample
 
 #: Input elements that are told apart in one sample: all of them, or a window of so many.
-WHOLE, WINDOW = 1024, 64
+WHOLE, WINDOW = 512, 64
 #: Other inputs at which a reported pair is looked for: at most so many (fewer where only a window is told
 #: apart), and so many in a row that show nothing new.
 ATTEMPTS, PATIENCE = 60, 20
