@@ -20,6 +20,7 @@ from torch import Tensor
 
 from causaltrace import rules
 from causaltrace._compat import CustomOp, has_composite_kernel
+from causaltrace.higher import FORMS
 from causaltrace.lattice.cells import Algebra, Cells
 from causaltrace.rules.call import OpCall, Result, tensors
 
@@ -262,6 +263,8 @@ def _refuse(func: Operator, fn: Callable[..., Any]) -> None:
     elif known.kind != rules.OPAQUE:
         raise ValueError(f"{name} has a rule already, built in; a built-in rule cannot be replaced")
     if isinstance(func, torch._ops.HigherOrderOperator):
+        if func.name() in FORMS:
+            raise ValueError(f"{name} is followed into the functions that it takes, and needs no rule")
         return
     aliases = [a.alias_info for a in func._schema.arguments if a.alias_info is not None]
     if aliases and not any(a.is_write for a in aliases):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from causaltrace import rules
-from causaltrace._compat import has_composite_kernel
+from causaltrace._compat import has_composite_kernel, has_own_kernel, siblings
 from causaltrace.rules import pointwise
 from causaltrace.rules.call import tensors as tensors
 
@@ -62,12 +62,10 @@ def describe(func: torch._ops.OpOverload) -> Op:
     aliased = any(a.alias_info is not None for a in schema.arguments)
     rule = rules.find(func)
     name = rules.functional_name(func)
-    namespace, packet = schema.name.split("::")
+    packet = schema.name.split("::")[1]
     foreach = schema.name.startswith("aten::_foreach_")
     outs = tuple(a.name for a in schema.arguments if a.is_out)
     view = rule.kind == rules.VIEW or (aliased and not written)
-    # numbers in the result are values that reach Python; of torch's own ops the tags tell which are
-    numbers = namespace not in rules.NAMESPACES and any("Tensor" not in str(r.type) for r in schema.returns)
     return Op(
         name=name,
         full=str(func),
@@ -77,10 +75,10 @@ def describe(func: torch._ops.OpOverload) -> Op:
         outs=outs,
         early=written[:1] == ("self",) and all(r.alias_info is not None for r in schema.returns),
         view=view,
-        composite=has_composite_kernel(func) and (aliased or name not in rules.TABLE),
+        composite=has_composite_kernel(func) and (aliased or name not in rules.TABLE or _spelling(func)),
         foreach=foreach,
         escapes=MASKED.get(name, tuple(a.name for a in schema.arguments))
-        if numbers or SHAPED.intersection(func.tags)
+        if SHAPED.intersection(func.tags) or _tells_python(func)
         else (),
         shares=rule.kind == rules.POINT
         and not rule.source
@@ -91,6 +89,17 @@ def describe(func: torch._ops.OpOverload) -> Op:
         joins=rule.fn is pointwise.join,
         derived=_derived(rule, name, packet, view, foreach, bool(written), bool(outs)),
     )
+
+
+def _tells_python(func: torch._ops.OpOverload) -> bool:
+    """Does an op that is not torch's own return numbers? Its tags may not say so; torch's do."""
+    numbers = (torch.IntType, torch.FloatType, torch.BoolType, torch.NumberType)
+    return func.namespace != "aten" and any(isinstance(r.type, numbers) for r in func._schema.returns)
+
+
+def _spelling(func: torch._ops.OpOverload) -> bool:
+    """Is it another spelling of an overload that has a kernel? Its row does not know these arguments."""
+    return not has_own_kernel(func) and not all(map(has_composite_kernel, siblings(func)))
 
 
 def _derived(
@@ -110,8 +119,8 @@ def _derived(
     return ""
 
 
-def describe_higher_order(func: torch._ops.HigherOrderOperator) -> Op:
-    """An operator that calls functions."""
+def describe_higher_order(func: torch._ops.HigherOrderOperator, followed: bool) -> Op:
+    """An operator that calls functions. ``followed``: into these."""
     name = rules.registered_name(func)
     return Op(
         name=name,
@@ -122,7 +131,7 @@ def describe_higher_order(func: torch._ops.HigherOrderOperator) -> Op:
         outs=(),
         early=False,
         view=False,
-        composite=False,
+        composite=followed,
         foreach=False,
         escapes=(),
         shares=False,

@@ -12,7 +12,7 @@ from causaltrace import rules
 from causaltrace.lattice.cells import Algebra, Cells
 from causaltrace.ledger import Ledger, Pending
 from causaltrace.places import in_gradient_transform
-from causaltrace.readout import onehot, selector, targets, unchanged
+from causaltrace.readout import is_loss, onehot, selector, sums, targets, unchanged
 from causaltrace.rules.call import OpCall, live
 from causaltrace.schema import Op, tensors
 from causaltrace.shadow import UNHEDGED, Memory, Shadow
@@ -154,11 +154,7 @@ class Step:
                 self.moved.clear()
                 if self.index is None or self.index.shape != self.outs[0].shape:
                     self.index, self.kind = None, rules.LEAVE
-            self.reduced = (
-                self.index is not None
-                and self.op.name.startswith("nll_loss")
-                and self.bound.get("reduction", 1) != 0
-            )
+            self.reduced = self.index is not None and sums(self.op, self.bound)
 
     def cells(self, plane: str) -> Callable[[Tensor], Cells | None]:
         """Support of an input on a plane. Where an op moves elements, labels and readouts move with them
@@ -196,12 +192,21 @@ class Step:
 
         return support
 
+    def full(self, plane: str) -> Callable[[Tensor], Cells | None]:
+        """Support of an input, with the labels and readouts that its elements are."""
+        shadows, depends = self.shadows, self.tracer.ledger.depends
+        counts = plane in ("support", "possible")
+        return lambda t: depends(shadows.get(id(t)), plane) if counts else None
+
     def call(self, plane: str, special: bool = True) -> OpCall:
         bare = self.bare(plane)
         cells = self.cells(plane) if special else bare
         selects = self.index is not None and not self.reduced
         algebra = self.tracer.algebra
-        return OpCall(self.op.name, self.bound, cells, algebra, plane, self.backward, self.out, selects, bare)
+        full = self.full(plane)
+        return OpCall(
+            self.op.name, self.bound, cells, algebra, plane, self.backward, self.out, selects, bare, full
+        )
 
     def _run(self, plane: str, special: bool) -> list[Cells | None]:
         rule = rules.UNKNOWN.fn if self.kind == rules.OPAQUE else self.op.rule.fn
@@ -278,7 +283,7 @@ class Step:
         ignore = self.bound.get("ignore_index", -100)
         assert self.index is not None
         label = self.shadows[id(self.index)].label
-        if not self.op.name.startswith("nll_loss") or ignore < 0 or label is None:
+        if not is_loss(self.op) or ignore < 0 or label is None:
             return first
         algebra, ledger = self.tracer.algebra, self.tracer.ledger
         own = algebra.keep(ledger.read(label), self.index == ignore)

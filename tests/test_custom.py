@@ -345,6 +345,8 @@ def test_built_in_rules_stay() -> None:
             register_rule(op)(custom.elementwise)
     with pytest.raises(ValueError, match="view of its input and needs no rule"):
         register_rule(define("half(Tensor(a) x) -> Tensor(a)", lambda x: x[1:]))(same)
+    with pytest.raises(ValueError, match="followed into the functions"):
+        register_rule(torch.ops.higher_order.cond)(same)
     made = define("made(Tensor x) -> Tensor", lambda x: x + 1, "CompositeImplicitAutograd")
     with pytest.raises(ValueError, match="made of other operations"):
         register_rule(made)(same)

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
+from causaltrace._compat import CAPTURING
+from causaltrace.boundary.bodies import unseen
 from causaltrace.places import internal
 from causaltrace.schema import SILENT, tensors
 from causaltrace.tracer import Tracer
@@ -54,6 +56,9 @@ class Host:
         self._replace(torch.nn.functional, "one_hot", self._range_checked(torch.nn.functional.one_hot))
         for name, argument in SILENT.items():
             self._overheard(name, argument)
+        for module in CAPTURING:
+            environment = module.setup_compilation_env
+            self._replace(module, "setup_compilation_env", unseen(self.tracer, self, environment))
         hooks = (
             register_optimizer_step_pre_hook(self.tracer.step_begins),
             register_optimizer_step_post_hook(self.tracer.step_ends),

@@ -23,6 +23,7 @@ from causaltrace.rules import (
     encoder,
     fallback,
     index,
+    jagged,
     loss,
     matmul,
     move,
@@ -91,6 +92,9 @@ TABLE: dict[str, Rule] = {
     **_rows(MOVE, numbered.as_strided_scatter, "as_strided_scatter"),
     **_rows(MOVE, numbered.chunk_cat, "_chunk_cat"),
     **_rows(MOVE, numbered.pack_padded, "_pack_padded_sequence"),
+    # rows of several lengths: S(offsets) | S of the row that moved
+    **_rows(MOVE, jagged.to_padded, "_jagged_to_padded_dense_forward"),
+    **_rows(MOVE, jagged.to_packed, "_padded_dense_to_jagged_forward"),
     **_rows(LEAVE, move.unfold_backward, "unfold_backward"),
     **_rows(MOVE, move.where, "where"),
     **_rows(MOVE, move.masked_fill, "masked_fill"),
@@ -172,7 +176,7 @@ TABLE: dict[str, Rule] = {
             "linalg_solve_triangular "
             "triangular_solve linalg_matrix_exp linalg_pinv geqrf linalg_householder_product ormqr "
             "lu_unpack linalg_lstsq"),
-    **_rows(LEAVE, reduce.whole, "bincount equal is_nonzero _local_scalar_dense item _is_all_true "
+    **_rows(LEAVE, reduce.whole, "bincount equal _local_scalar_dense item _is_all_true "
             "_is_any_true"),
     # samplers that draw as often as the values ask for: what the generator yields next depends on them
     **_rows(LEAVE, reduce.whole, "poisson binomial _standard_gamma _sample_dirichlet"),
@@ -205,6 +209,11 @@ TABLE: dict[str, Rule] = {
     # -- recurrences: S(out[t]) = union of S(x[s]) over s <= t | S(first state) | S(weights)
     **_rows(LEAVE, recurrent.layer, "mkldnn_rnn_layer"),
     **_rows(LEAVE, recurrent.layer_backward, "mkldnn_rnn_layer_backward"),
+    **_rows(LEAVE, recurrent.gpu_layers, "_cudnn_rnn miopen_rnn"),
+    **_rows(LEAVE, recurrent.gpu_layers_backward, "_cudnn_rnn_backward miopen_rnn_backward"),
+    **_rows(LEAVE, reduce.whole, "_cudnn_rnn_flatten_weight"),
+    **_rows(LEAVE, recurrent.gpu_cell, "_thnn_fused_lstm_cell _thnn_fused_gru_cell "
+            "_thnn_fused_lstm_cell_backward_impl _thnn_fused_gru_cell_backward"),
     # -- convolutions: S(weight) | S(bias) | union over the window
     **_rows(LEAVE, conv.convolution, "convolution _convolution convolution_overrideable"),
     **_rows(LEAVE, conv.convolution_backward, "convolution_backward convolution_backward_overrideable"),
@@ -255,6 +264,8 @@ TABLE: dict[str, Rule] = {
     **_rows(LEAVE, norm.weight_norm_backward, "_weight_norm_interface_backward"),
     # -- losses: readouts when the target is a verbatim label
     **_rows(READ, loss.nll_loss, "nll_loss_forward nll_loss2d_forward"),
+    **_rows(READ, loss.chunked, "_linear_cross_entropy_batch_chunked_no_reduction"),
+    **_rows(READ, loss.chunked_sum, "_linear_cross_entropy_batch_chunked"),
     **_rows(LEAVE, loss.nll_loss_backward, "nll_loss_backward nll_loss2d_backward"),
     **_rows(LEAVE, loss.mse_like, "mse_loss smooth_l1_loss huber_loss binary_cross_entropy l1_loss "
             "binary_cross_entropy_with_logits soft_margin_loss"),
@@ -263,8 +274,6 @@ TABLE: dict[str, Rule] = {
     **_rows(LEAVE, loss.margin_backward, "multi_margin_loss_backward multilabel_margin_loss_backward"),
     **_rows(LEAVE, loss.ctc, "_ctc_loss"),
     **_rows(LEAVE, loss.ctc_backward, "_ctc_loss_backward"),
-    **_rows(LEAVE, loss.chunked, "_linear_cross_entropy_batch_chunked_no_reduction"),
-    **_rows(LEAVE, reduce.whole, "_linear_cross_entropy_batch_chunked"),
     # -- optimizers: parameter i and its state depend on everything of parameter i
     **_rows(LEAVE, optim.fused, "_fused_adam _fused_adamw _fused_sgd _fused_adagrad"),
     **_rows(LEAVE, optim.unscale, "_amp_foreach_non_finite_check_and_unscale"),

@@ -35,7 +35,7 @@ class OpCall:
     ``out`` is what the op returned, or None when the rule runs before an in-place op.
     """
 
-    __slots__ = ("_cells", "args", "backward", "bare", "lattice", "name", "out", "plane", "selects")
+    __slots__ = ("_cells", "args", "backward", "bare", "full", "lattice", "name", "out", "plane", "selects")
 
     def __init__(
         self,
@@ -48,11 +48,14 @@ class OpCall:
         out: Any = None,
         selects: bool = False,
         bare: Callable[[Tensor], Cells | None] | None = None,
+        full: Callable[[Tensor], Cells | None] | None = None,
     ) -> None:
         self.name, self.args, self._cells, self.lattice = name, args, cells, lattice
         self.plane, self.backward, self.out, self.selects = plane, backward, out, selects
         #: As ``of``, without the labels that a tensor's elements themselves are.
         self.bare = bare or cells
+        #: As ``of``, with these labels in any case.
+        self.full = full or cells
 
     def get(self, name: str, default: Any = None) -> Any:
         return self.args.get(name, default)
