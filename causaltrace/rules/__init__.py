@@ -285,7 +285,7 @@ UNKNOWN = Rule(OPAQUE, fallback.opaque)
 
 
 #: Namespaces that the names in the table are of. Elsewhere ``mul`` or ``rms_norm`` may be anything.
-NAMESPACES = ("aten", "profiler")
+NAMESPACES = ("aten", "profiler", "torch_nn")
 
 
 def functional_name(func: torch._ops.OpOverload) -> str:
