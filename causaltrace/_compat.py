@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._library.custom_ops import CustomOpDef
 from torch._ops import HigherOrderOperator
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import flex_attention
@@ -19,6 +20,9 @@ storage_of = torch._C.TensorBase.untyped_storage
 
 #: The autograd node that is running; None outside a backward pass.
 current_node = torch._C._current_autograd_node
+
+#: What ``torch.library.custom_op`` makes; ``_opoverload`` is its operator.
+CustomOp = CustomOpDef
 
 
 def _known(func: torch._ops.OpOverload) -> bool:

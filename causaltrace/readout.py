@@ -36,13 +36,18 @@ def selector(op: Op, bound: dict[str, Any], read: Read) -> Tensor | None:
     """The tensor of verbatim labels that this op picks classes with, if it is a readout.
 
     Losses always; ``gather`` from rows; ``logp[i, y]`` with one tensor index per dim. A look-up in a
-    constant 1-D table is not a readout: no distribution is being read.
+    constant 1-D table is not a readout: no distribution is being read. A registered loss says what it reads.
     """
+    index: Any
+    if op.rule.reads:
+        index = bound.get(op.rule.reads)
+        shadow = read(index) if isinstance(index, Tensor) else None
+        return index if shadow is not None and shadow.label is not None else None
     x = bound.get("self", bound.get("input"))
     if not isinstance(x, Tensor) or not x.dtype.is_floating_point:
         return None
     if is_loss(op):
-        index: Any = bound.get("target")
+        index = bound.get("target")
     elif op.name == "gather":
         index = bound.get("index")
     else:

@@ -22,15 +22,12 @@ from causaltrace.site import Site
 SELECTORS = frozenset({"index", "indices", "mask", "condition"})
 
 
+#: What to do about an operation that no rule covers.
+REMEDY = "write a rule for it (causaltrace.register_rule, docs/rules.md), or use operations that have one"
+
+
 class OpaqueOpError(RuntimeError):
     """Raised under ``strict=True`` by the first operation that has no rule."""
-
-
-def opaque_error(op: str, site: Site) -> OpaqueOpError:
-    return OpaqueOpError(
-        f"{op} has no rule and strict=True (at {site}). Write a rule for it "
-        "(CONTRIBUTING.md), use operations that have one, or drop strict"
-    )
 
 
 class Recorder(Protocol):
@@ -153,6 +150,10 @@ class Step:
         self.moved -= chosen
         if self.kind == rules.READ:
             self.index = selector(self.op, self.bound, self.tracer.memory.read)
+            if self.op.rule.reads:
+                self.moved.clear()
+                if self.index is None or self.index.shape != self.outs[0].shape:
+                    self.index, self.kind = None, rules.LEAVE
             self.reduced = self.index is not None and sums(self.op, self.bound)
 
     def cells(self, plane: str) -> Callable[[Tensor], Cells | None]:
@@ -212,6 +213,8 @@ class Step:
         result = rule(self.call(plane, special))
         if not isinstance(result, list):
             return [result]
+        if self.kind == rules.OPAQUE or self.op.rule.source:  # these give one for each tensor
+            return result
         out = self.out
         if isinstance(out, (list, tuple)):  # gradients that were not asked for are None
             return [c for i, c in enumerate(result) if i >= len(out) or out[i] is not None]
@@ -220,11 +223,8 @@ class Step:
     def _opaque(self, special: bool) -> list[Cells | None]:
         possible = self._run("possible", special)
         cells = next((c for c in possible if c is not None), None)
-        tracer = self.tracer
-        if cells is not None and not tracer.quiet:
-            if tracer.strict:
-                raise opaque_error(self.op.full, tracer.site())
-            tracer.recorder.opaque(self.op.full, cells, tracer.site())
+        if cells is not None and not self.tracer.quiet:
+            opaque(self.tracer, self.op.full, cells)
         return possible
 
     # -- readouts -------------------------------------------------------------------------------------
@@ -358,6 +358,14 @@ class Step:
             elif weight == 0:
                 target = support = possible = None
         return Shadow(support, possible, target=target, post=post)
+
+
+def opaque(tracer: Context, op: str, cells: Cells) -> None:
+    """Labels met an operation that no rule covers."""
+    site = tracer.site()
+    if tracer.strict:
+        raise OpaqueOpError(f"{op} has no rule and strict=True (at {site}): {REMEDY}, or drop strict")
+    tracer.recorder.opaque(op, cells, site)
 
 
 def _bare(shadow: Shadow, plane: str) -> Cells | None:

@@ -16,10 +16,10 @@ from causaltrace.lattice.cells import Algebra, Cells
 from causaltrace.lattice.horizon import Horizon
 from causaltrace.ledger import Ledger
 from causaltrace.places import site as place
-from causaltrace.schema import SILENT, Op, describe, tensors
+from causaltrace.schema import SILENT, Op, bind_higher_order, describe, describe_higher_order, tensors
 from causaltrace.shadow import UNHEDGED, Memory, Shadow
 from causaltrace.site import Site
-from causaltrace.step import After, Recorder, Step, opaque_error
+from causaltrace.step import After, Recorder, Step, opaque
 
 _NUMBERS = (int, float, bool)
 
@@ -59,6 +59,11 @@ class Tracer(TorchDispatchMode):
         self._step_sites: dict[str, Site] = {}
         self._lock = threading.RLock()
 
+    @property
+    def ops(self) -> list[Op]:
+        """Every operation that ran."""
+        return list(self._ops.values())
+
     # -- where we are ---------------------------------------------------------------------------------
 
     @property
@@ -94,6 +99,7 @@ class Tracer(TorchDispatchMode):
             if not isinstance(func, torch._ops.OpOverload):
                 return self._higher_order(func, args, kwargs)
             op = self._ops[id(func)] = describe(func)
+        op.calls += 1
         if op.view and not op.composite:
             out = func(*args, **kwargs)
             if op.name == "lift_fresh":
@@ -211,15 +217,14 @@ class Tracer(TorchDispatchMode):
     ) -> Any:
         """Rules of in-place ops run first, while the old values can still be looked at."""
         written = [t for name in op.written for t in tensors(bound.get(name))]
-        early = op.written[0] == "self"
         if op.outs:  # what they held is lost
             bound = {name: value for name, value in bound.items() if name not in op.outs}
         inputs = tensors(tuple(bound.values()))
-        if early:
+        if op.early:
             after = self._step(op, bound, None, written, inputs, shadows)
         out = func(*args, **kwargs)
         self._op_name = op.full
-        if not early:
+        if not op.early:
             fresh = [] if op.outs else [t for t in tensors(out) if all(t is not w for w in written)]
             written = fresh + written
             after = self._step(op, bound, written if fresh else out, written, inputs, shadows)
@@ -310,8 +315,12 @@ class Tracer(TorchDispatchMode):
         if any(is_fake(t) or t.is_meta for t in inputs):
             return func(*args, **kwargs)
         form = FORMS.get(func.name())
+        op = self._ops.get(func)
+        if op is None:
+            op = self._ops[func] = describe_higher_order(func, form is not None)
+        op.calls += 1
         if form is None:
-            return self._unfollowed(func, args, kwargs, inputs)
+            return self._unfollowed(op, func, args, kwargs, inputs)
         conditions: list[Shadow] = []
 
         def decided(condition: Any, only_results: bool) -> bool:
@@ -346,18 +355,25 @@ class Tracer(TorchDispatchMode):
             t, shadow._replace(support=algebra.join(shadow.support, support), possible=possible)
         )
 
-    def _unfollowed(self, func: Any, args: Any, kwargs: Any, inputs: list[Tensor]) -> Any:
+    def _unfollowed(self, op: Op, func: Any, args: Any, kwargs: Any, inputs: list[Tensor]) -> Any:
         """Operators that run kernels of their own: all that goes in may come out, or be written to what went
         in."""
         out = func(*args, **kwargs)
+        if op.rule.source:
+            with self._lock:
+                known = {id(t): s for t in inputs if (s := self.memory.read(t)) is not None}
+                outs = leaves(out)
+                self._op_name = op.full
+                if known:
+                    bound = bind_higher_order(func, args, kwargs)
+                    self._write(outs, self._step(op, bound, out, outs, inputs, known))
+            return out
         cells = self.algebra.join(
             *[self.algebra.everything(self.ledger.depends(self.memory.read(t), "possible")) for t in inputs]
         )
         if cells is not None:
-            self._op_name = str(func)
-            if self.strict:
-                raise opaque_error(str(func), self.site())
-            self.recorder.opaque(str(func), cells, self.site())
+            self._op_name = op.full
+            opaque(self, op.full, cells)
             for t in (*inputs, *leaves(out)):
                 shadow = self.memory.read(t) or Shadow()
                 possible = self.algebra.reshaped(cells, (1,) * t.ndim)

@@ -21,6 +21,7 @@ from torch import Tensor
 from causaltrace.boundary.host import Host
 from causaltrace.lattice.cells import Cells
 from causaltrace.ledger import Pending
+from causaltrace.perturb import differs
 from causaltrace.shadow import Memory, Shadow
 from causaltrace.site import Site
 from causaltrace.tracer import Recorder, Tracer
@@ -82,10 +83,6 @@ def flat(value: Any) -> Tensor:
     """All results as one vector; -0.0 is 0.0."""
     parts = [torch.view_as_real(t) if t.is_complex() else t for t in leaves(value)]
     return torch.cat([t.detach().double().reshape(-1) for t in parts])
-
-
-def differs(a: Tensor, b: Tensor) -> Tensor:
-    return (a != b) & ~(a.isnan() & b.isnan())
 
 
 # -- numberings -------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import weakref
 
 import torch
@@ -13,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from causaltrace import higher
 from causaltrace._compat import (
     CAPTURING,
+    CustomOp,
     current_node,
     eager_form,
     has_composite_kernel,
@@ -89,6 +91,24 @@ def test_compiled_functions_run_eagerly_under_the_stance() -> None:
     assert not calls, HINT + "force_eager compiles"
     double(torch.ones(2))
     assert calls, HINT + "a function stays eager after the stance"
+
+
+def test_custom_ops_have_an_overload() -> None:
+    @torch.library.custom_op("ct_compat::op", mutates_args=())
+    def op(x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    assert isinstance(op, CustomOp), HINT + "custom_op makes something else"
+    assert op._opoverload is torch.ops.ct_compat.op.default, HINT + "a custom op hides its operator"
+
+
+def test_higher_order_operators_have_a_signature() -> None:
+    cond = torch.ops.higher_order.cond
+    names = list(inspect.signature(type(cond).__call__).parameters)
+    assert names == ["self", "pred", "true_fn", "false_fn", "operands"], HINT + "cond takes other arguments"
+    assert f"{cond.namespace}.{cond}" == "higher_order.cond", (
+        HINT + "higher-order operators are named otherwise"
+    )
 
 
 def test_questions_about_tensors_are_no_kernels() -> None:

@@ -44,10 +44,13 @@ MOVE, POINT, LEAVE, READ, FREE, VIEW, OPAQUE = "move", "point", "leave", "read",
 
 
 class Rule(NamedTuple):
-    """``fn(op)`` gives the supports of the outputs."""
+    """``fn(op)`` gives the supports of the outputs. ``source``: where a user registered it; ``reads``: the
+    argument that its classes are read at."""
 
     kind: str
     fn: Callable[[OpCall], Result]
+    source: str = ""
+    reads: str = ""
 
 
 def _rows(kind: str, fn: Callable[[OpCall], Result], names: str) -> dict[str, Rule]:
@@ -281,9 +284,16 @@ POINTWISE = Rule(POINT, pointwise.join)
 UNKNOWN = Rule(OPAQUE, fallback.opaque)
 
 
+#: Namespaces that the names in the table are of. Elsewhere ``mul`` or ``rms_norm`` may be anything.
+NAMESPACES = ("aten", "profiler", "torch_nn")
+
+
 def functional_name(func: torch._ops.OpOverload) -> str:
     """``aten::_foreach_add_.List`` gives ``add``: the row that a variant shares with its functional form."""
-    name: str = func._schema.name.split("::")[1]
+    qualified: str = func._schema.name
+    namespace, name = qualified.split("::")
+    if namespace not in NAMESPACES:
+        return qualified
     if name.endswith("_") and not name.endswith("__"):
         name = name[:-1]
     if name in TABLE:
@@ -291,10 +301,18 @@ def functional_name(func: torch._ops.OpOverload) -> str:
     return name.removeprefix("_foreach_")
 
 
-def find(func: torch._ops.OpOverload) -> Rule:
+def registered_name(func: torch._ops.OpOverload | torch._ops.HigherOrderOperator) -> str:
+    """The row of a rule that a user registered: ``mylib.norm.default``, ``higher_order.cond``."""
+    return f"{func.namespace}.{func}" if isinstance(func, torch._ops.HigherOrderOperator) else str(func)
+
+
+def find(func: torch._ops.OpOverload | torch._ops.HigherOrderOperator) -> Rule:
     """The rule of an op: its row, else the pointwise rule by tag, else unknown."""
-    row = TABLE.get(functional_name(func))
+    row = TABLE.get(registered_name(func))
+    if isinstance(func, torch._ops.HigherOrderOperator):
+        return row or UNKNOWN
+    row = row or TABLE.get(functional_name(func))
     if row is not None:
         return row
-    foreach = func._schema.name.split("::")[1].startswith("_foreach_")
+    foreach = func._schema.name.startswith("aten::_foreach_")
     return POINTWISE if fallback.pointwise_tag(func) or foreach else UNKNOWN

@@ -13,6 +13,20 @@ from causaltrace.lattice.cells import Algebra, Cells
 Result = Cells | None | list[Cells | None]
 
 
+def tensors(value: Any) -> list[Tensor]:
+    """Tensors in an argument or a result: itself, or in lists and tuples."""
+    if isinstance(value, Tensor):
+        return [value]
+    out: list[Tensor] = []
+    if isinstance(value, (list, tuple)):
+        for v in value:
+            if isinstance(v, Tensor):
+                out.append(v)
+            elif isinstance(v, (list, tuple)):
+                out += tensors(v)
+    return out
+
+
 class OpCall:
     """One operation, seen on one plane.
 
@@ -67,6 +81,10 @@ class OpCall:
             elif isinstance(value, (list, tuple)):
                 out += [v for v in value if isinstance(v, Tensor)]
         return out
+
+    def outputs(self) -> list[Tensor]:
+        """Every tensor of the result, lists flattened; what is none (numbers, None) is left out."""
+        return tensors(self.out)
 
     @property
     def moves_values(self) -> bool:

@@ -29,10 +29,6 @@ EXCLUDED = {
 TRUSTING = ("_segment_reduce.lengths", "_segment_reduce.offsets")
 
 
-class Refused(Exception):
-    """The op itself does not run on this sample here, or gives no dense tensor."""
-
-
 class Sample(NamedTuple):
     """One call. ``inputs`` are what is followed and perturbed: the tensors among the arguments, and for a
     backward pass the gradients that it starts from."""
