@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import cmath
 import random
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -60,9 +59,10 @@ class Truth:
     def at(self, inputs: tuple[Tensor, ...]) -> Tensor | None:
         """None where the function refuses these values."""
         try:
-            with warnings.catch_warnings(), Plain():
-                warnings.simplefilter("ignore")
-                return flat(self.fn(*[t.clone() for t in inputs]))
+            with Plain():
+                out = self.fn(*[t.clone() for t in inputs])
+                self.is_test = all(t.dtype == torch.bool for t in tree_leaves(out) if isinstance(t, Tensor))
+                return flat(out)
         except (RuntimeError, ValueError, IndexError, AssertionError):
             return None
 
@@ -77,11 +77,12 @@ class Truth:
         return hit
 
     def not_finite(self, element: int) -> Tensor | None:
-        """As ``column``, with the values that tests like isnan look for. These show what is depended on; as
-        0 * nan is nan, they say nothing about what is not."""
-        odd = self.inputs[self.where[element][0]].dtype
-        known = odd.is_floating_point or odd.is_complex
-        return self.column(element, (float("nan"), float("inf"), -float("inf"))) if known else None
+        """As ``column``, for tests like isnan with the values that they look for. These show what is depended
+        on; as 0 * nan is nan, they say nothing about what is not."""
+        kind = self.inputs[self.where[element][0]].dtype
+        if not self.is_test or not kind.is_floating_point and not kind.is_complex:
+            return None
+        return self.column(element, (float("nan"), float("inf"), -float("inf")))
 
     def together(self, elements: list[int], rng: random.Random) -> Tensor | None:
         """Which results change when most of these elements change at once."""
@@ -113,7 +114,8 @@ class Truth:
         else:
             sizes = [n for x in self.inputs for n in (*x.shape, x.numel()) if n]
             places = rng.choice(sizes)  # as an index it may name any of so many
-            named = {*ties, old + 1, max(old - 1, 0), 0, -1, *rng.sample(range(places), min(8, places))}
+            # -100 is what losses ignore
+            named = {*ties, old + 1, max(old - 1, 0), 0, -1, -100, *rng.sample(range(places), min(8, places))}
             options, count = [own, *rng.sample(sorted(named), len(named))], 3 * count
         return [v for v in options if v != old][:count]
 
@@ -129,12 +131,14 @@ class Truth:
 
 def drawn_again(inputs: tuple[Tensor, ...], attempt: int) -> tuple[Tensor, ...]:
     """Other inputs of the same kind. Zeros and what is not finite mostly stand where they stood; whole
-    numbers and bools stand in every other attempt and else come from the same range."""
+    numbers and bools stand in every other attempt, and else come from the same range or name places."""
     g = torch.Generator().manual_seed(attempt)
-    return tuple(_drawn(t.detach(), attempt, g) for t in inputs)
+    sizes = sorted({n for t in inputs for n in t.shape if n})
+    places = sizes[attempt // 4 % len(sizes)] if sizes else 1
+    return tuple(_drawn(t.detach(), attempt, places, g) for t in inputs)
 
 
-def _drawn(t: Tensor, attempt: int, g: torch.Generator) -> Tensor:
+def _drawn(t: Tensor, attempt: int, places: int, g: torch.Generator) -> Tensor:
     if not t.numel():
         return t
     if t.dtype.is_floating_point or t.dtype.is_complex:
@@ -148,5 +152,5 @@ def _drawn(t: Tensor, attempt: int, g: torch.Generator) -> Tensor:
         return t.clone()
     if t.dtype == torch.bool:
         return torch.rand(t.shape, generator=g) < 0.5
-    low, high = int(t.min()), int(t.max())
-    return torch.randint(low, max(high, low + 1) + 1, t.shape, generator=g).to(t.dtype)
+    low, high = (int(t.min()), int(t.max()) + 1) if attempt % 4 == 1 else (0, places)
+    return torch.randint(low, max(high, low + 1), t.shape, generator=g).to(t.dtype)

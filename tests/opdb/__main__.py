@@ -11,6 +11,7 @@ import argparse
 import dataclasses
 import sys
 import time
+import warnings
 from collections import Counter
 from pathlib import Path
 
@@ -131,6 +132,7 @@ def main() -> int:
     if args.op not in (None, *all_ops()) or args.show and not args.op:
         parser.error("--op takes the name of an op as docs/op-coverage.md lists it")
     torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
     if args.show:
         show(args.op, args.sample or 0, args.elements, args.values)
         return 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import warnings
 from dataclasses import dataclass, field
 
 import torch
@@ -44,9 +43,7 @@ class Judge:
     def __init__(self, sample: Sample, inputs: tuple[Tensor, ...], window: range) -> None:
         self.window = window
         self.truth = Truth(sample.fn, inputs)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            self.followed = follow(sample.fn, inputs, window)
+        self.followed = follow(sample.fn, inputs, window)
         self.reach = torch.cat([m.reshape(m.shape[:-1].numel(), len(window)) for m in self.followed.members])
         assert len(self.reach) == len(self.truth.base), "the watched run gave other results"
 
