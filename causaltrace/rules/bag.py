@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from causaltrace.lattice.cells import Cells
-from causaltrace.rules import reduce
 from causaltrace.rules.call import OpCall, Result, live
 from causaltrace.rules.scatter import LAND_LIMIT, land
 
@@ -25,14 +24,6 @@ def _bags(op: OpCall, count: int) -> Tensor:
     places = torch.arange(op.tensor("indices").numel(), device=offsets.device, dtype=offsets.dtype)
     found = torch.searchsorted(offsets[:count].contiguous(), places, right=True)
     return found.sub(1).clamp(min=0)
-
-
-def _out_of_order(op: OpCall) -> bool:
-    """Offsets that do not rise: torch takes them, but its kernels disagree about what lies in which bag."""
-    offsets = op.args.get("offsets")
-    if not isinstance(offsets, Tensor) or offsets.device.type != "cpu":
-        return False
-    return bool((offsets[1:] < offsets[:-1]).any())
 
 
 def _column(op: OpCall, c: Cells | None) -> Cells | None:
@@ -66,8 +57,6 @@ def _layout(op: OpCall) -> Cells | None:
 
 def forward(op: OpCall) -> Result:
     """(out, offset2bag, bag_size, max_indices)."""
-    if _out_of_order(op):
-        return reduce.whole(op)
     lattice, index = op.lattice, op.tensor("indices")
     out, *rest = op.out
     count = out.shape[0]
@@ -94,8 +83,6 @@ def backward(op: OpCall) -> Result:
     """Gradient of the table: each index's row gets S(gradient of its bag) | S(weight of the index), and every
     row S(index), which could have pointed there. A bag without gradient changes nothing: S(gradient) vouches
     for it (unless gradients are scaled by how often a row was read)."""
-    if _out_of_order(op):
-        return reduce.whole(op)
     lattice, index, grad = op.lattice, op.tensor("indices"), op.tensor("grad")
     count, mode = grad.shape[0], int(op.get("mode", 0))
     if not count or not index.numel():
@@ -130,8 +117,6 @@ def weights_backward(op: OpCall) -> Result:
     """Gradient of the weight of index i = gradient of its bag . its row: S(gradient of the bag) | S(row) |
     S(index i), the latter two only where there is a gradient."""
     lattice, index, grad = op.lattice, op.tensor("indices"), op.tensor("grad")
-    if _out_of_order(op):
-        return reduce.whole(op)
     bag = _bags(op, grad.shape[0])
     read = lattice.reduce(_rows(op, op.cells("weight"), index), [1], keepdim=False)
     read = lattice.keep(read, index != op.get("padding_idx", -1))

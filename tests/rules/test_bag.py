@@ -5,7 +5,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-import causaltrace
 from tests.oracle import Index, check, grads
 from tests.rules.test_pointwise import rand
 
@@ -98,18 +97,6 @@ def test_no_bags_and_no_indices() -> None:
     none = INDEX[:0]
     check(lambda t: torch.cat((F.embedding_bag(none, t, none), t)), rand(3, 2))
     check(lambda t: F.embedding_bag(none, t, torch.tensor([0, 0])) + t[:2], rand(3, 2), exact=True)
-
-
-def test_unsorted_offsets_are_not_trusted() -> None:
-    """Forward and backward kernels disagree about the bags of such offsets."""
-    table, index, offsets = torch.randn(3, 2), torch.tensor([2, 1, 2, 0, 1]), torch.tensor([0, 3, 0])
-
-    def bags(table: Tensor, weights: Tensor) -> Tensor:
-        return F.embedding_bag(index, table, offsets, mode="sum", per_sample_weights=weights)
-
-    weights = torch.randn(5)
-    assert causaltrace.dependencies(bags, table, weights)[0][1].all()
-    check(grads(bags, (0, 1)), table, weights, rand(3, 2))
 
 
 def test_gradients_land_in_their_rows() -> None:
