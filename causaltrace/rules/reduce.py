@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from causaltrace.lattice.cells import Cells
 from causaltrace.rules.call import OpCall, Result, absorb, live, varied
 
 
@@ -81,33 +80,6 @@ def norm_each(op: OpCall) -> Result:
     return op.lattice.everything(op.cells("self"))
 
 
-def matrices(op: OpCall) -> Result:
-    """Matrix decompositions and inverses: union over the last two dims, batch by batch."""
-    lattice = op.lattice
-    joined: Cells | None = None
-    batch = 0
-    vectors = [op.get("pivots"), op.get("tau")]
-    for t in op.inputs():
-        c = lattice.aligned(one, t.ndim) if (one := op.of(t)) is not None else None
-        n = t.ndim
-        if c is not None and any(t is v for v in vectors):  # a vector for each matrix
-            c, n = lattice.unsqueeze(c, n), n + 1
-        batch = max(batch, n - 2)
-        joined = lattice.join(joined, lattice.reduce(c, range(max(n - 2, 0), n)))
-    if joined is None:
-        return None
-
-    def fit(t: object) -> Cells | None:
-        if not isinstance(t, Tensor):
-            return None
-        lead = joined.dims[:-2]
-        if t.ndim < len(lead):
-            return lattice.reshaped(lattice.everything(joined) or joined, (1,) * t.ndim)
-        return lattice.reshaped(joined, lead + (1,) * (t.ndim - len(lead)))
-
-    return [fit(t) for t in op.out] if isinstance(op.out, (tuple, list)) else fit(op.out)
-
-
 def rows(op: OpCall) -> Result:
     """Draws from a distribution along the last dim (multinomial): union over it."""
     return op.lattice.reduce(op.cells("self"), [op.tensor("self").ndim - 1])
@@ -140,12 +112,6 @@ def renorm(op: OpCall) -> Result:
     """Slices along dim scaled by their own norm."""
     dim, x = op.dim(), op.tensor("self")
     return op.lattice.reduce(op.cells("self"), [d for d in range(x.ndim) if d != dim])
-
-
-def crossed(op: OpCall) -> Result:
-    """Vector products along dim: union over it."""
-    dim = op.dim(-1)
-    return op.lattice.reduce(op.lattice.join(op.cells("self"), op.cells("other")), [dim])
 
 
 def across(op: OpCall) -> Result:
