@@ -14,8 +14,13 @@ from causaltrace.rules import pointwise
 
 #: Tags of ops whose values, or shapes made of values, reach Python.
 SHAPED = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
-#: Of these only the mask decides the shape.
-MASKED = {"masked_select": ("mask",), "index": ("indices",), "_unsafe_index": ("indices",)}
+#: What decides the shape, where that is not every argument: the mask; the rank of a system of equations.
+MASKED = {
+    "masked_select": ("mask",),
+    "index": ("indices",),
+    "_unsafe_index": ("indices",),
+    "linalg_lstsq": ("self",),
+}
 #: Arguments that a kernel writes although its schema does not say so.
 UNDECLARED = dict.fromkeys(
     ("aten::native_batch_norm", "aten::cudnn_batch_norm", "aten::miopen_batch_norm"),

@@ -145,15 +145,18 @@ TABLE: dict[str, Rule] = {
             "smooth_l1_loss_backward huber_loss_backward binary_cross_entropy_backward "
             "soft_margin_loss_backward rrelu_with_noise_backward"),
     # -- reductions: S(out) = union over the reduced dims
-    **_rows(LEAVE, reduce.over, "sum mean nansum prod amax amin any all logsumexp argmax argmin std var "
+    **_rows(LEAVE, reduce.over, "sum mean nansum prod amax amin any all logsumexp std var "
             "linalg_vector_norm norm count_nonzero trace hash_tensor"),
-    **_rows(LEAVE, reduce.several, "max min median nanmedian var_mean std_mean aminmax _aminmax"),
-    **_rows(LEAVE, reduce.last, "mode kthvalue"),
+    **_rows(LEAVE, reduce.several, "var_mean std_mean aminmax _aminmax"),
+    # the place of an element: the same, but nothing where there is one place only
+    **_rows(LEAVE, reduce.where, "argmax argmin"),
+    **_rows(LEAVE, reduce.chosen, "max min median nanmedian mode kthvalue"),
     **_rows(LEAVE, reduce.across, "_fft_r2c _fft_c2r _fft_c2c"),
     **_rows(LEAVE, segment.forward, "segment_reduce"),
     **_rows(LEAVE, segment.backward, "_segment_reduce_backward"),
     **_rows(LEAVE, reduce.renorm, "renorm"),
-    **_rows(LEAVE, reduce.one_dim, "_softmax _log_softmax _safe_softmax sort topk argsort msort"),
+    **_rows(LEAVE, reduce.one_dim, "_softmax _log_softmax _safe_softmax"),
+    **_rows(LEAVE, reduce.ordered, "sort topk argsort"),
     **_rows(LEAVE, reduce.softmax_backward, "_softmax_backward_data _log_softmax_backward_data"),
     **_rows(LEAVE, reduce.running, "cumsum cumprod cummax cummin logcumsumexp"),
     **_rows(LEAVE, reduce.norm_each, "_foreach_norm"),

@@ -167,7 +167,7 @@ def lu(op: OpCall) -> Result:
             _cut(op, below, lower, upper=False, diagonal=-1),
             _cut(op, lattice.join(above, columns), upper, upper=True),
         ]
-    info = _whole(op, columns, a.ndim)
+    info = _whole(op, _first(op, columns, k, -1), a.ndim)
     return [
         lattice.join(below, columns),
         _vector(op, _leading(op, columns, k, last), m - 1),
@@ -245,16 +245,18 @@ def ormqr(op: OpCall) -> Result:
 
 
 def from_triangle(op: OpCall) -> Result:
-    """Everything from one triangle: eigh (the one that UPLO names), LDL (the lower one),
-    the inverse from a Cholesky factor, the pseudo-inverse of a Hermitian matrix."""
+    """Everything from one triangle: eigh (the one that UPLO names), the inverse from a Cholesky factor, the
+    pseudo-inverse of a Hermitian matrix, and LDL, which fills the lower triangle only."""
     name = "A" if op.name == "_linalg_eigh" else "self"
-    a = op.tensor(name)
-    c = op.cells(name)
+    a, c = op.tensor(name), op.cells(name)
     if op.name != "linalg_pinv" or op.get("hermitian", False):
         c = _read(op, c, a, upper=bool(op.get("upper", False)) or str(op.get("UPLO", "L")).upper() == "U")
     bounds = [op.lattice.everything(op.cells(n), 2) for n in ("atol", "rtol", "rcond")]
-    out = op.lattice.join(_whole(op, c, a.ndim), *bounds)
-    return _fitted(op, out)
+    out = _fitted(op, op.lattice.join(_whole(op, c, a.ndim), *bounds))
+    if op.name == "linalg_ldl_factor_ex" and isinstance(out, list) and c is not None and not c.uniform:
+        first = out[0]
+        out[0] = op.lattice.keep(first, torch.ones_like(a, dtype=torch.bool).tril())
+    return out
 
 
 # -- solvers ----------------------------------------------------------------------------------------------
@@ -309,18 +311,32 @@ def cholesky_solve(op: OpCall) -> Result:
 
 
 def lu_solve(op: OpCall) -> Result:
-    """A X = B with L, U and pivots: column j of X reads column j of B, all of L and the pivots, and the last
-    step, with U, goes up from the last row: row i reads those from i on. Aᴴ X = B begins with U and reads all
-    of it; X A = B is its transposed."""
+    """A X = B with L, U and pivots: column j of X reads column j of B and the pivots. L comes first and is
+    read as a whole; with U it goes up from the last row: row i reads those from i on. Aᴴ X = B begins with U,
+    goes up in Lᴴ, and exchanges rows at the end. X A = B is the transposed of that."""
     lattice, data = op.lattice, op.tensor("LU")
     left, adjoint = bool(op.get("left", True)), bool(op.get("adjoint", False))
-    own, pivots = op.cells("LU"), _number(op, op.cells("pivots"))
+    own, pivots = op.cells("LU"), op.cells("pivots")
     read = _whole(op, own, data.ndim)
-    if left != adjoint and own is not None and own.dims[-2] != 1:
-        below = _whole(op, _read(op, own, data, upper=False, diagonal=-1), data.ndim)
-        above = _running(op, _rows(op, _read(op, own, data, upper=True)), -2, reverse=True)
-        read = lattice.join(below, above if left else _swapped(op, above))
-    return _solved(op, lattice.join(read, pivots), op.cells("B"), left)
+    if own is not None and own.dims[-1] != 1 and own.dims[-2] != 1:
+        lower, upper = _cut(op, own, data, upper=False, diagonal=-1), _cut(op, own, data, upper=True)
+        if left != adjoint:
+            steps = _running(op, _rows(op, upper), -2, reverse=True)
+            steps = lattice.join(_whole(op, lower, data.ndim), steps)
+        else:
+            steps = _swapped(op, _running(op, _columns(op, lower), -1, reverse=True))
+            steps = lattice.join(_whole(op, upper, data.ndim), _exchanged(op, steps))
+        read = steps if left else _swapped(op, steps)
+    return _solved(op, lattice.join(read, _number(op, pivots)), op.cells("B"), left)
+
+
+def _exchanged(op: OpCall, c: Cells | None) -> Cells | None:
+    """Rows ``[.., n, 1]`` as the pivots exchange them at last."""
+    if c is None or c.dims[-2] == 1:
+        return c
+    moved, _, _ = torch.lu_unpack(op.tensor("LU"), op.tensor("pivots"), unpack_data=False)
+    rows = moved.argmax(-1)[..., None, None]
+    return op.lattice.move(c, lambda data: data.take_along_dim(rows, -3), held=rows.numel() * 8)
 
 
 def ldl_solve(op: OpCall) -> Result:

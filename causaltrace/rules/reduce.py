@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 
 from causaltrace.rules.call import OpCall, Result, absorb, live, varied
@@ -11,6 +14,11 @@ def _kept(op: OpCall) -> bool:
     return bool(op.get("keepdim", False))
 
 
+def _single(x: Tensor, dims: Sequence[int]) -> bool:
+    """Is there but one element to choose from?"""
+    return all(x.shape[d] == 1 for d in dims)
+
+
 def over(op: OpCall) -> Result:
     """out = union over the reduced dims."""
     x = op.tensor("self")
@@ -18,26 +26,46 @@ def over(op: OpCall) -> Result:
     return op.lattice.reduce(op.cells("self"), dims, keepdim=_kept(op))
 
 
+def where(op: OpCall) -> Result:
+    """As ``over``, for the place of an element (argmax): nothing where there is one place only."""
+    x = op.tensor("self")
+    return None if _single(x, op.dims() if x.ndim else []) else over(op)
+
+
 def several(op: OpCall) -> Result:
-    """As ``over``, for ops that return several results (max with indices, var_mean, aminmax, topk)."""
+    """As ``over``, for ops that return several results (var_mean, aminmax)."""
     one = over(op)
     assert not isinstance(one, list)
     return [one] * len(op.out) if isinstance(op.out, (tuple, list)) else one
 
 
-def last(op: OpCall) -> Result:
-    """As ``several``, for ops whose dim is the last one unless they are told otherwise (kthvalue, mode)."""
-    dim = [op.dim(-1)] if op.tensor("self").ndim else []
+def chosen(op: OpCall) -> Result:
+    """An element and its place (max, median); without a dim the element only; of two tensors (max(a, b), as
+    it arrives in inference mode) element by element."""
+    if "other" in op.args:
+        return op.lattice.join(op.cells("self"), op.cells("other"))
+    if not isinstance(op.out, (tuple, list)):
+        return over(op)
+    x = op.tensor("self")
+    dim = [op.dim(-1)] if x.ndim else []  # kthvalue and mode need not be told
     one = op.lattice.reduce(op.cells("self"), dim, keepdim=_kept(op))
-    return [one] * len(op.out)
+    return [one, None if _single(x, dim) else one]
 
 
 def one_dim(op: OpCall) -> Result:
-    """Reductions along one dim that keep its place (softmax, sort): out = union over that dim, everywhere."""
+    """Reductions along one dim that keep its place (softmax): out = union over that dim, everywhere."""
+    return op.lattice.reduce(op.cells("self"), [op.dim(-1)] if op.tensor("self").ndim else [])
+
+
+def ordered(op: OpCall) -> Result:
+    """Elements in another order, and their places (sort, topk): union over the dim, everywhere."""
     x = op.tensor("self")
-    c = op.cells("self")
-    out = op.lattice.reduce(c, [op.dim(-1)] if x.ndim else [])
-    return [out] * len(op.out) if isinstance(op.out, (tuple, list)) else out
+    dim = [op.dim(-1)] if x.ndim else []
+    out = op.lattice.reduce(op.cells("self"), dim)
+    places = None if _single(x, dim) else out
+    if isinstance(op.out, (tuple, list)):
+        return [out, places]
+    return places if op.name == "argsort" else out
 
 
 def softmax_backward(op: OpCall) -> Result:
@@ -59,10 +87,18 @@ def softmax_backward(op: OpCall) -> Result:
 
 
 def running(op: OpCall) -> Result:
-    """out[i] = union of in[..i]."""
+    """out[i] = union of in[..i]; the place of the first maximum is fixed."""
     x = op.tensor("self")
     c = op.lattice.running(op.cells("self"), op.dim()) if x.ndim else op.cells("self")
-    return [c] * len(op.out) if isinstance(op.out, (tuple, list)) else c
+    if not isinstance(op.out, (tuple, list)):
+        return c
+    if _single(x, [op.dim()] if x.ndim else []):
+        return [c, None]
+    if c is None or c.dims[op.dim()] == 1:
+        return [c, c]
+    later = torch.arange(x.shape[op.dim()], device=x.device) > 0
+    later = later.reshape([-1 if d == op.dim() else 1 for d in range(x.ndim)])
+    return [c, op.lattice.keep(c, later)]
 
 
 def whole(op: OpCall) -> Result:
