@@ -10,6 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from causaltrace._compat import current_node, has_composite_kernel, is_fake, storage_of
+from causaltrace.rules.linalg import ONE_BLOCK
 
 HINT = f"torch {torch.__version__} changed: "
 
@@ -77,3 +78,16 @@ def test_compiled_functions_run_eagerly_under_the_stance() -> None:
     assert not calls, HINT + "force_eager compiles"
     double(torch.ones(2))
     assert calls, HINT + "a function stays eager after the stance"
+
+
+def test_a_small_cholesky_that_fails_keeps_the_columns_before() -> None:
+    for n in (2, 5, ONE_BLOCK):
+        a = torch.rand(n, n, dtype=torch.double)
+        a = a @ a.T + n * torch.eye(n, dtype=torch.double)
+        for at in {1, n // 2, n - 1} if torch.backends.mkl.is_available() else ():
+            broken = a.clone()
+            broken[at, at] = -9
+            for upper in (False, True):
+                whole, half = (torch.linalg.cholesky_ex(x, upper=upper).L for x in (a, broken))
+                same = (whole == half)[:at] if upper else (whole == half)[:, :at]
+                assert bool(same.all()), HINT + "a failed factorisation leaves other columns undone"

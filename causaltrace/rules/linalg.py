@@ -72,16 +72,19 @@ def _swapped(op: OpCall, c: Cells | None) -> Cells | None:
 
 
 def _cut(op: OpCall, c: Cells | None, t: Tensor, upper: bool, diagonal: int = 0) -> Cells | None:
-    """Only the triangle of a matrix ``[.., m, n]`` that begins at a diagonal, if that is worth telling."""
-    if c is None or c.dims[-2:] == (1, 1):
+    """Only the triangle of a matrix ``[.., m, n]`` that begins at a diagonal; one value is not expanded to a
+    matrix for it."""
+    if c is None or c.dims[-2:] == (1, 1) and 1 not in t.shape[-2:]:
         return c
     ones = torch.ones(t.shape[-2:], dtype=torch.bool, device=t.device)
     return op.lattice.keep(c, ones.triu(diagonal) if upper else ones.tril(diagonal))
 
 
 def _read(op: OpCall, c: Cells | None, t: Tensor, upper: bool, diagonal: int = 0) -> Cells | None:
-    """The triangle that a kernel reads. Supports that vary along one dim only are not expanded for it."""
-    return _cut(op, c, t, upper, diagonal) if c is not None and 1 not in c.dims[-2:] else c
+    """The triangle that a kernel reads, where supports vary along both dims."""
+    if c is None or any(c.dims[d] != t.shape[d] for d in (-2, -1)):
+        return c
+    return _cut(op, c, t, upper, diagonal)
 
 
 def _first(op: OpCall, c: Cells | None, count: int, dim: int) -> Cells | None:
