@@ -104,6 +104,11 @@ def _number(op: OpCall, c: Cells | None) -> Cells | None:
     return _rows(op, _row(op, c))
 
 
+def _matrix_number(op: OpCall, c: Cells | None) -> Cells | None:
+    """``[.., 1, 1]`` as one number for each matrix."""
+    return None if c is None else op.lattice.squeeze(c, (len(c.dims) - 2, len(c.dims) - 1))
+
+
 def _running(op: OpCall, c: Cells | None, dim: int, reverse: bool = False) -> Cells | None:
     return None if c is None else op.lattice.running(c, len(c.dims) + dim, reverse)
 
@@ -142,15 +147,15 @@ def cholesky(op: OpCall) -> Result:
     upper = bool(op.get("upper", False))
     own = _read(op, op.cells("self"), a, upper)
     whole = _whole(op, own, a.ndim)
+    raises = op.name == "cholesky"
+    in_order = a.shape[-1] <= ONE_BLOCK and a.device.type == "cpu" and torch.backends.mkl.is_available()
+    if not raises and not in_order:
+        return _fitted(op, whole)
     own = _swapped(op, own) if upper else own
     out = lattice.join(_running(op, own, -1), _swapped(op, _running(op, _rows(op, own), -2)))
     out = _cut(op, out, a, upper=False)
     out = _swapped(op, out) if upper else out
-    if op.name == "cholesky":
-        return out
-    if a.shape[-1] > ONE_BLOCK or a.device.type != "cpu" or not torch.backends.mkl.is_available():
-        out = lattice.join(out, whole)
-    return [out, None if whole is None else lattice.squeeze(whole, (a.ndim - 2, a.ndim - 1))]
+    return out if raises else [out, _matrix_number(op, whole)]
 
 
 def lu(op: OpCall) -> Result:
@@ -170,11 +175,11 @@ def lu(op: OpCall) -> Result:
             _cut(op, below, lower, upper=False, diagonal=-1),
             _cut(op, lattice.join(above, columns), upper, upper=True),
         ]
-    info = _whole(op, _first(op, columns, k, -1), a.ndim)
+    pivots = _vector(op, _leading(op, columns, k, last), m - 1)
     return [
         lattice.join(below, columns),
-        _vector(op, _leading(op, columns, k, last), m - 1),
-        None if info is None else lattice.squeeze(info, (a.ndim - 2, a.ndim - 1)),
+        pivots,
+        _matrix_number(op, _whole(op, _first(op, columns, k, -1), a.ndim)),
     ]
 
 
