@@ -15,8 +15,13 @@ from causaltrace.rules.call import tensors as tensors
 
 #: Tags of ops whose values, or shapes made of values, reach Python.
 SHAPED = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
-#: Of these only the mask decides the shape.
-MASKED = {"masked_select": ("mask",), "index": ("indices",), "_unsafe_index": ("indices",)}
+#: What decides the shape, where that is not every argument: the mask; the rank of a system of equations.
+MASKED = {
+    "masked_select": ("mask",),
+    "index": ("indices",),
+    "_unsafe_index": ("indices",),
+    "linalg_lstsq": ("self",),
+}
 #: Composites whose own code reads the values of this argument, so that no operation tells of it.
 SILENT = {"aten.tensor_split.tensor_indices_or_sections": 1}
 #: Arguments that a kernel writes although its schema does not say so.

@@ -25,6 +25,7 @@ from causaltrace._compat import (
     storage_of,
 )
 from causaltrace.higher import FORMS
+from causaltrace.rules.linalg import ONE_BLOCK
 
 HINT = f"torch {torch.__version__} changed: "
 
@@ -136,3 +137,16 @@ def test_higher_order_operations_have_eager_forms() -> None:
 def test_bodies_are_captured_with_a_backend_of_that_name() -> None:
     with CAPTURING[0].setup_compilation_env() as backend:
         assert backend.__name__ == "eager", HINT + "bodies are captured with another backend"
+
+
+def test_a_small_cholesky_that_fails_keeps_the_columns_before() -> None:
+    for n in (2, 5, ONE_BLOCK):
+        a = torch.rand(n, n, dtype=torch.double)
+        a = a @ a.T + n * torch.eye(n, dtype=torch.double)
+        for at in {1, n // 2, n - 1} if torch.backends.mkl.is_available() else ():
+            broken = a.clone()
+            broken[at, at] = -9
+            for upper in (False, True):
+                whole, half = (torch.linalg.cholesky_ex(x, upper=upper).L for x in (a, broken))
+                same = (whole == half)[:at] if upper else (whole == half)[:, :at]
+                assert bool(same.all()), HINT + "a failed factorisation leaves other columns undone"

@@ -24,6 +24,7 @@ from causaltrace.rules import (
     fallback,
     index,
     jagged,
+    linalg,
     loss,
     matmul,
     move,
@@ -152,16 +153,18 @@ TABLE: dict[str, Rule] = {
             "smooth_l1_loss_backward huber_loss_backward binary_cross_entropy_backward "
             "soft_margin_loss_backward rrelu_with_noise_backward"),
     # -- reductions: S(out) = union over the reduced dims
-    **_rows(LEAVE, reduce.over, "sum mean nansum prod amax amin any all logsumexp argmax argmin std var "
+    **_rows(LEAVE, reduce.over, "sum mean nansum prod amax amin any all logsumexp std var "
             "linalg_vector_norm norm count_nonzero trace hash_tensor"),
-    **_rows(LEAVE, reduce.several, "max min median nanmedian var_mean std_mean aminmax _aminmax"),
-    **_rows(LEAVE, reduce.last, "mode kthvalue"),
+    **_rows(LEAVE, reduce.several, "var_mean std_mean aminmax _aminmax"),
+    # the place of an element: the same, but nothing where there is one place only
+    **_rows(LEAVE, reduce.where, "argmax argmin"),
+    **_rows(LEAVE, reduce.chosen, "max min median nanmedian mode kthvalue"),
     **_rows(LEAVE, reduce.across, "_fft_r2c _fft_c2r _fft_c2c"),
     **_rows(LEAVE, segment.forward, "segment_reduce"),
     **_rows(LEAVE, segment.backward, "_segment_reduce_backward"),
     **_rows(LEAVE, reduce.renorm, "renorm"),
-    **_rows(LEAVE, reduce.crossed, "linalg_cross"),
-    **_rows(LEAVE, reduce.one_dim, "_softmax _log_softmax _safe_softmax sort topk argsort msort"),
+    **_rows(LEAVE, reduce.one_dim, "_softmax _log_softmax _safe_softmax"),
+    **_rows(LEAVE, reduce.ordered, "sort topk argsort"),
     **_rows(LEAVE, reduce.softmax_backward, "_softmax_backward_data _log_softmax_backward_data"),
     **_rows(LEAVE, reduce.running, "cumsum cumprod cummax cummin logcumsumexp"),
     **_rows(LEAVE, reduce.norm_each, "_foreach_norm"),
@@ -169,17 +172,28 @@ TABLE: dict[str, Rule] = {
             "_histogramdd_from_bin_tensors dist allclose"),
     **_rows(LEAVE, reduce.rows, "multinomial"),
     **_rows(LEAVE, reduce.searched, "searchsorted bucketize isin"),
-    **_rows(LEAVE, reduce.matrices, "linalg_qr linalg_cholesky cholesky _linalg_svd linalg_inv_ex "
-            "linalg_cholesky_ex _linalg_eigh linalg_eig _linalg_eigvals cholesky_inverse cholesky_solve "
-            "_cholesky_solve_helper _linalg_det _linalg_slogdet _linalg_solve_ex linalg_lu "
-            "linalg_lu_factor_ex linalg_lu_solve linalg_ldl_factor_ex linalg_ldl_solve "
-            "linalg_solve_triangular "
-            "triangular_solve linalg_matrix_exp linalg_pinv geqrf linalg_householder_product ormqr "
-            "lu_unpack linalg_lstsq"),
     **_rows(LEAVE, reduce.whole, "bincount equal _local_scalar_dense item _is_all_true "
             "_is_any_true"),
     # samplers that draw as often as the values ask for: what the generator yields next depends on them
     **_rows(LEAVE, reduce.whole, "poisson binomial _standard_gamma _sample_dirichlet"),
+    # -- matrices: S(out) = union over the matrix, but where a factorisation goes from left to right, reads
+    # one triangle, or solves each column by itself
+    **_rows(LEAVE, linalg.matrices, "_linalg_svd linalg_inv_ex linalg_eig _linalg_eigvals _linalg_det "
+            "_linalg_slogdet linalg_matrix_exp"),
+    **_rows(LEAVE, linalg.cholesky, "linalg_cholesky_ex cholesky"),
+    **_rows(LEAVE, linalg.lu, "linalg_lu linalg_lu_factor_ex"),
+    **_rows(LEAVE, linalg.lu_unpack, "lu_unpack"),
+    **_rows(LEAVE, linalg.qr, "linalg_qr geqrf"),
+    **_rows(LEAVE, linalg.householder_product, "linalg_householder_product"),
+    **_rows(LEAVE, linalg.ormqr, "ormqr"),
+    **_rows(LEAVE, linalg.from_triangle, "_linalg_eigh linalg_ldl_factor_ex cholesky_inverse linalg_pinv"),
+    **_rows(LEAVE, linalg.solve, "_linalg_solve_ex"),
+    **_rows(LEAVE, linalg.solve_triangular, "linalg_solve_triangular triangular_solve"),
+    **_rows(LEAVE, linalg.cholesky_solve, "cholesky_solve _cholesky_solve_helper"),
+    **_rows(LEAVE, linalg.lu_solve, "linalg_lu_solve"),
+    **_rows(LEAVE, linalg.ldl_solve, "linalg_ldl_solve"),
+    **_rows(LEAVE, linalg.lstsq, "linalg_lstsq"),
+    **_rows(LEAVE, linalg.cross, "linalg_cross"),
     # -- products: S(out[i, j]) = union over k of S(A[i, k]) | S(B[k, j]) where neither factor is 0
     **_rows(LEAVE, matmul.mm, "mm bmm _int_mm"),
     **_rows(LEAVE, matmul.linear, "linear"),

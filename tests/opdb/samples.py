@@ -82,6 +82,10 @@ def samples(name: str, op: Any, limit: int | None = None) -> Iterator[Sample]:
             continue
         if not tensors or sum(t.numel() for t in tensors) > LARGEST:
             continue
+        if (
+            sample.kwargs.get("driver") == "gelsy"
+        ):  # begins with pivots in uninitialised memory: not twice the same
+            continue
 
         def call(*inputs: Tensor, leaves: list[Any] = leaves, at: list[int] = at, spec: Any = spec) -> Any:
             values = list(leaves)
