@@ -14,6 +14,7 @@ from causaltrace.ledger import Ledger, Pending
 from causaltrace.places import in_gradient_transform
 from causaltrace.readout import is_loss, onehot, selector, sums, targets, unchanged
 from causaltrace.rules.call import OpCall, live
+from causaltrace.rules.ordered import MAKERS, follow
 from causaltrace.schema import Op, tensors
 from causaltrace.shadow import UNHEDGED, Memory, Shadow
 from causaltrace.site import Site
@@ -104,10 +105,12 @@ class Step:
     def after(self) -> After:
         """Supports of the results, and what happened to readouts on the way."""
         special = hedged = False
+        ordered = self.op.name in MAKERS
         for shadow in self.shadows.values():
             if shadow[1:] != UNHEDGED:
                 special = special or not shadow.plain
                 hedged = hedged or shadow[1] is not None
+                ordered = ordered or shadow.order is not None
         if special:
             self._sort_inputs()
         possible: list[Cells | None] | None = None
@@ -128,9 +131,30 @@ class Step:
             after = After([Shadow(s, p) for s, p in zip(support, possible, strict=True)])
         if special:
             self._readouts(after)
+        if ordered and not hedged and not self.backward:
+            self._follow(after)
         if self.op.escapes and not self.tracer.quiet:
             after.escapes = [(self.op.name, s) for s in self._escaping()]
         return after
+
+    def _follow(self, after: After) -> None:
+        """A sorted order through the op; where it cancels out, supports without it."""
+        orders = {i: s.order for i, s in self.shadows.items() if s.order is not None}
+        if any(s._replace(order=None)[1:] != UNHEDGED for s in self.shadows.values()):
+            return  # labels and readouts move on planes of their own
+        bare = self.bare("support")
+
+        def own(t: Tensor) -> Cells | None:
+            order = orders.get(id(t))
+            return bare(t) if order is None else order.own
+
+        call = OpCall(self.op.name, self.bound, own, self.tracer.algebra, out=self.out)
+        found, settled = follow(call, self.op.rule.fn, self.kind == rules.POINT, orders)
+        for i, cells in enumerate(settled or []):
+            after.shadows[i] = after.shadows[i]._replace(support=cells)
+        for i, order in enumerate(found):
+            if after.shadows[i].support is not None:
+                after.shadows[i] = after.shadows[i]._replace(order=order)
 
     def _escaping(self) -> list[Shadow]:
         """What Python learns from the op: values that it returns, or values that a shape is made of."""

@@ -203,6 +203,8 @@ TABLE: dict[str, Rule] = {
     **_rows(LEAVE, matmul.dot, "dot vdot"),
     **_rows(LEAVE, matmul.ger, "ger outer addr"),
     **_rows(LEAVE, matmul.scaled_mm, "_scaled_mm"),
+    # rows of group g times matrix g: S(row) | S(matrices) | S(where groups end)
+    **_rows(LEAVE, matmul.grouped_mm, "_grouped_mm"),
     **_rows(LEAVE, matmul.distances, "_cdist_forward _euclidean_dist"),
     **_rows(LEAVE, matmul.distances_backward, "_cdist_backward"),
     **_rows(LEAVE, matmul.pairs, "_pdist_forward"),

@@ -169,11 +169,13 @@ def absorb(
 def matters(op: OpCall, factor: Tensor, own: Cells | None, partner: Tensor) -> bool:
     """Is it worth looking for zeros in ``factor``? Only precision is at stake, never soundness.
 
-    Gradients, masks and broadcast factors often hold exact zeros; a weight or an activation does not. In a
-    backward pass these are told from gradients by requiring grad.
+    Gradients, masks and broadcast factors often hold exact zeros, and so does a matrix of pairs (decays
+    between positions, masked); a weight or an activation does not. In a backward pass these are told from
+    gradients by requiring grad.
     """
     if factor.requires_grad:
         return False
-    return (
-        op.backward or own is None or not factor.dtype.is_floating_point or factor.numel() < partner.numel()
-    )
+    if op.backward or own is None or not factor.dtype.is_floating_point:
+        return True
+    sizes = [n for n in own.dims if n != 1]
+    return factor.numel() < partner.numel() or len(set(sizes)) < len(sizes)

@@ -106,10 +106,10 @@ def add(op: OpCall) -> Result:
     ca, cb = op.of(a), op.of(b)
     lattice = op.lattice
     if op.get("alpha", 1) == 1 and not op.backward:
-        by_b = _swallows(op, b, a) if ca is not None and may_mask(cb) else None
+        by_b = _swallows(op, b, a) if ca is not None and (may_mask(cb) or _scores(b, a)) else None
         if by_b is not None:
             return lattice.join(lattice.keep(ca, ~by_b), cb)
-        by_a = _swallows(op, a, b) if cb is not None and may_mask(ca) else None
+        by_a = _swallows(op, a, b) if cb is not None and (may_mask(ca) or _scores(a, b)) else None
         if by_a is not None:
             return lattice.join(lattice.keep(cb, ~by_a), ca)
     return lattice.join(ca, cb)
@@ -118,6 +118,12 @@ def add(op: OpCall) -> Result:
 def may_mask(c: Cells | None) -> bool:
     """Is it worth looking for mask values? A constant may hold them, and what varies from key to key."""
     return c is None or bool(c.dims) and c.dims[-1] != 1
+
+
+def _scores(mask: Tensor, x: Tensor) -> bool:
+    """Is it scores of attention that a mask is added to? One that was chosen row by row (sparse attention),
+    or that holds a bias of the row, looks the same from key to key."""
+    return mask.ndim >= 4 or mask.numel() < x.numel()
 
 
 def _swallows(op: OpCall, mask: Tensor, x: Tensor) -> Tensor | None:

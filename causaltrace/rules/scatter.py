@@ -252,10 +252,11 @@ def index_write(op: OpCall) -> Result:
     if op.name == "index_add" and sliced and isinstance(src, Tensor):
         where, vouching = _vouched(op, where, src, new)
     pointed = lattice.reduce(lattice.join(where, vouching), [dim])
-    if not _full(new, dim) and not overwrite:
+    sizes = [x.shape[d] if d == dim or _full(base, d) or _full(new, d) else 1 for d in range(x.ndim)]
+    small = new is not None and torch.Size(sizes).numel() <= LAND_LIMIT
+    if not (overwrite or small or _full(new, dim)):
         out = lattice.join(base, new)
     else:
-        sizes = [x.shape[d] if d == dim or _full(base, d) or _full(new, d) else 1 for d in range(x.ndim)]
         numbers = _numbers(sizes, x.device)
         places = numbers.index_select(dim, index.reshape(-1))
         out = land(op, base, new, sizes, places, places.shape, overwrite)
