@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
+from causaltrace._compat import CAPTURING
+from causaltrace.boundary.bodies import unseen
 from causaltrace.places import internal
 from causaltrace.schema import SILENT, tensors
 from causaltrace.tracer import Tracer
@@ -52,6 +54,9 @@ class Host:
         for name in ENTERING:
             self._replace(torch, name, self._entering(getattr(torch, name)))
         self._replace(torch.nn.functional, "one_hot", self._range_checked(torch.nn.functional.one_hot))
+        for module in CAPTURING:
+            environment = module.setup_compilation_env
+            self._replace(module, "setup_compilation_env", unseen(self.tracer, self, environment))
         for name, argument in SILENT.items():
             self._overheard(name, argument)
         hooks = (

@@ -23,6 +23,8 @@ from causaltrace.rules import (
     encoder,
     fallback,
     index,
+    jagged,
+    linalg,
     loss,
     matmul,
     move,
@@ -43,10 +45,13 @@ MOVE, POINT, LEAVE, READ, FREE, VIEW, OPAQUE = "move", "point", "leave", "read",
 
 
 class Rule(NamedTuple):
-    """``fn(op)`` gives the supports of the outputs."""
+    """``fn(op)`` gives the supports of the outputs. ``source``: where a user registered it; ``reads``: the
+    argument that its classes are read at."""
 
     kind: str
     fn: Callable[[OpCall], Result]
+    source: str = ""
+    reads: str = ""
 
 
 def _rows(kind: str, fn: Callable[[OpCall], Result], names: str) -> dict[str, Rule]:
@@ -88,6 +93,9 @@ TABLE: dict[str, Rule] = {
     **_rows(MOVE, numbered.as_strided_scatter, "as_strided_scatter"),
     **_rows(MOVE, numbered.chunk_cat, "_chunk_cat"),
     **_rows(MOVE, numbered.pack_padded, "_pack_padded_sequence"),
+    # rows of several lengths: S(offsets) | S of the row that moved
+    **_rows(MOVE, jagged.to_padded, "_jagged_to_padded_dense_forward"),
+    **_rows(MOVE, jagged.to_packed, "_padded_dense_to_jagged_forward"),
     **_rows(LEAVE, move.unfold_backward, "unfold_backward"),
     **_rows(MOVE, move.where, "where"),
     **_rows(MOVE, move.masked_fill, "masked_fill"),
@@ -145,16 +153,18 @@ TABLE: dict[str, Rule] = {
             "smooth_l1_loss_backward huber_loss_backward binary_cross_entropy_backward "
             "soft_margin_loss_backward rrelu_with_noise_backward"),
     # -- reductions: S(out) = union over the reduced dims
-    **_rows(LEAVE, reduce.over, "sum mean nansum prod amax amin any all logsumexp argmax argmin std var "
+    **_rows(LEAVE, reduce.over, "sum mean nansum prod amax amin any all logsumexp std var "
             "linalg_vector_norm norm count_nonzero trace hash_tensor"),
-    **_rows(LEAVE, reduce.several, "max min median nanmedian var_mean std_mean aminmax _aminmax"),
-    **_rows(LEAVE, reduce.last, "mode kthvalue"),
+    **_rows(LEAVE, reduce.several, "var_mean std_mean aminmax _aminmax"),
+    # the place of an element: the same, but nothing where there is one place only
+    **_rows(LEAVE, reduce.where, "argmax argmin"),
+    **_rows(LEAVE, reduce.chosen, "max min median nanmedian mode kthvalue"),
     **_rows(LEAVE, reduce.across, "_fft_r2c _fft_c2r _fft_c2c"),
     **_rows(LEAVE, segment.forward, "segment_reduce"),
     **_rows(LEAVE, segment.backward, "_segment_reduce_backward"),
     **_rows(LEAVE, reduce.renorm, "renorm"),
-    **_rows(LEAVE, reduce.crossed, "linalg_cross"),
-    **_rows(LEAVE, reduce.one_dim, "_softmax _log_softmax _safe_softmax sort topk argsort msort"),
+    **_rows(LEAVE, reduce.one_dim, "_softmax _log_softmax _safe_softmax"),
+    **_rows(LEAVE, reduce.ordered, "sort topk argsort"),
     **_rows(LEAVE, reduce.softmax_backward, "_softmax_backward_data _log_softmax_backward_data"),
     **_rows(LEAVE, reduce.running, "cumsum cumprod cummax cummin logcumsumexp"),
     **_rows(LEAVE, reduce.norm_each, "_foreach_norm"),
@@ -162,17 +172,28 @@ TABLE: dict[str, Rule] = {
             "_histogramdd_from_bin_tensors dist allclose"),
     **_rows(LEAVE, reduce.rows, "multinomial"),
     **_rows(LEAVE, reduce.searched, "searchsorted bucketize isin"),
-    **_rows(LEAVE, reduce.matrices, "linalg_qr linalg_cholesky cholesky _linalg_svd linalg_inv_ex "
-            "linalg_cholesky_ex _linalg_eigh linalg_eig _linalg_eigvals cholesky_inverse cholesky_solve "
-            "_cholesky_solve_helper _linalg_det _linalg_slogdet _linalg_solve_ex linalg_lu "
-            "linalg_lu_factor_ex linalg_lu_solve linalg_ldl_factor_ex linalg_ldl_solve "
-            "triangular_solve linalg_matrix_exp linalg_pinv geqrf linalg_householder_product ormqr "
-            "lu_unpack linalg_lstsq"),
-    **_rows(LEAVE, reduce.solve_triangular, "linalg_solve_triangular"),
-    **_rows(LEAVE, reduce.whole, "bincount equal is_nonzero _local_scalar_dense item _is_all_true "
+    **_rows(LEAVE, reduce.whole, "bincount equal _local_scalar_dense item _is_all_true "
             "_is_any_true"),
     # samplers that draw as often as the values ask for: what the generator yields next depends on them
     **_rows(LEAVE, reduce.whole, "poisson binomial _standard_gamma _sample_dirichlet"),
+    # -- matrices: S(out) = union over the matrix, but where a factorisation goes from left to right, reads
+    # one triangle, or solves each column by itself
+    **_rows(LEAVE, linalg.matrices, "_linalg_svd linalg_inv_ex linalg_eig _linalg_eigvals _linalg_det "
+            "_linalg_slogdet linalg_matrix_exp"),
+    **_rows(LEAVE, linalg.cholesky, "linalg_cholesky_ex cholesky"),
+    **_rows(LEAVE, linalg.lu, "linalg_lu linalg_lu_factor_ex"),
+    **_rows(LEAVE, linalg.lu_unpack, "lu_unpack"),
+    **_rows(LEAVE, linalg.qr, "linalg_qr geqrf"),
+    **_rows(LEAVE, linalg.householder_product, "linalg_householder_product"),
+    **_rows(LEAVE, linalg.ormqr, "ormqr"),
+    **_rows(LEAVE, linalg.from_triangle, "_linalg_eigh linalg_ldl_factor_ex cholesky_inverse linalg_pinv"),
+    **_rows(LEAVE, linalg.solve, "_linalg_solve_ex"),
+    **_rows(LEAVE, linalg.solve_triangular, "linalg_solve_triangular triangular_solve"),
+    **_rows(LEAVE, linalg.cholesky_solve, "cholesky_solve _cholesky_solve_helper"),
+    **_rows(LEAVE, linalg.lu_solve, "linalg_lu_solve"),
+    **_rows(LEAVE, linalg.ldl_solve, "linalg_ldl_solve"),
+    **_rows(LEAVE, linalg.lstsq, "linalg_lstsq"),
+    **_rows(LEAVE, linalg.cross, "linalg_cross"),
     # -- products: S(out[i, j]) = union over k of S(A[i, k]) | S(B[k, j]) where neither factor is 0
     **_rows(LEAVE, matmul.mm, "mm bmm _int_mm"),
     **_rows(LEAVE, matmul.linear, "linear"),
@@ -204,6 +225,11 @@ TABLE: dict[str, Rule] = {
     # -- recurrences: S(out[t]) = union of S(x[s]) over s <= t | S(first state) | S(weights)
     **_rows(LEAVE, recurrent.layer, "mkldnn_rnn_layer"),
     **_rows(LEAVE, recurrent.layer_backward, "mkldnn_rnn_layer_backward"),
+    **_rows(LEAVE, recurrent.gpu_layers, "_cudnn_rnn miopen_rnn"),
+    **_rows(LEAVE, recurrent.gpu_layers_backward, "_cudnn_rnn_backward miopen_rnn_backward"),
+    **_rows(LEAVE, reduce.whole, "_cudnn_rnn_flatten_weight"),
+    **_rows(LEAVE, recurrent.gpu_cell, "_thnn_fused_lstm_cell _thnn_fused_gru_cell "
+            "_thnn_fused_lstm_cell_backward_impl _thnn_fused_gru_cell_backward"),
     # -- convolutions: S(weight) | S(bias) | union over the window
     **_rows(LEAVE, conv.convolution, "convolution _convolution convolution_overrideable"),
     **_rows(LEAVE, conv.convolution_backward, "convolution_backward convolution_backward_overrideable"),
@@ -254,6 +280,8 @@ TABLE: dict[str, Rule] = {
     **_rows(LEAVE, norm.weight_norm_backward, "_weight_norm_interface_backward"),
     # -- losses: readouts when the target is a verbatim label
     **_rows(READ, loss.nll_loss, "nll_loss_forward nll_loss2d_forward"),
+    **_rows(READ, loss.chunked, "_linear_cross_entropy_batch_chunked_no_reduction"),
+    **_rows(READ, loss.chunked_sum, "_linear_cross_entropy_batch_chunked"),
     **_rows(LEAVE, loss.nll_loss_backward, "nll_loss_backward nll_loss2d_backward"),
     **_rows(LEAVE, loss.mse_like, "mse_loss smooth_l1_loss huber_loss binary_cross_entropy l1_loss "
             "binary_cross_entropy_with_logits soft_margin_loss"),
@@ -262,8 +290,6 @@ TABLE: dict[str, Rule] = {
     **_rows(LEAVE, loss.margin_backward, "multi_margin_loss_backward multilabel_margin_loss_backward"),
     **_rows(LEAVE, loss.ctc, "_ctc_loss"),
     **_rows(LEAVE, loss.ctc_backward, "_ctc_loss_backward"),
-    **_rows(LEAVE, loss.chunked, "_linear_cross_entropy_batch_chunked_no_reduction"),
-    **_rows(LEAVE, reduce.whole, "_linear_cross_entropy_batch_chunked"),
     # -- optimizers: parameter i and its state depend on everything of parameter i
     **_rows(LEAVE, optim.fused, "_fused_adam _fused_adamw _fused_sgd _fused_adagrad"),
     **_rows(LEAVE, optim.unscale, "_amp_foreach_non_finite_check_and_unscale"),
@@ -274,9 +300,16 @@ POINTWISE = Rule(POINT, pointwise.join)
 UNKNOWN = Rule(OPAQUE, fallback.opaque)
 
 
+#: Namespaces that the names in the table are of. Elsewhere ``mul`` or ``rms_norm`` may be anything.
+NAMESPACES = ("aten", "profiler", "torch_nn")
+
+
 def functional_name(func: torch._ops.OpOverload) -> str:
     """``aten::_foreach_add_.List`` gives ``add``: the row that a variant shares with its functional form."""
-    name: str = func._schema.name.split("::")[1]
+    qualified: str = func._schema.name
+    namespace, name = qualified.split("::")
+    if namespace not in NAMESPACES:
+        return qualified
     if name.endswith("_") and not name.endswith("__"):
         name = name[:-1]
     if name in TABLE:
@@ -284,10 +317,18 @@ def functional_name(func: torch._ops.OpOverload) -> str:
     return name.removeprefix("_foreach_")
 
 
-def find(func: torch._ops.OpOverload) -> Rule:
+def registered_name(func: torch._ops.OpOverload | torch._ops.HigherOrderOperator) -> str:
+    """The row of a rule that a user registered: ``mylib.norm.default``, ``higher_order.cond``."""
+    return f"{func.namespace}.{func}" if isinstance(func, torch._ops.HigherOrderOperator) else str(func)
+
+
+def find(func: torch._ops.OpOverload | torch._ops.HigherOrderOperator) -> Rule:
     """The rule of an op: its row, else the pointwise rule by tag, else unknown."""
-    row = TABLE.get(functional_name(func))
+    row = TABLE.get(registered_name(func))
+    if isinstance(func, torch._ops.HigherOrderOperator):
+        return row or UNKNOWN
+    row = row or TABLE.get(functional_name(func))
     if row is not None:
         return row
-    foreach = func._schema.name.split("::")[1].startswith("_foreach_")
+    foreach = func._schema.name.startswith("aten::_foreach_")
     return POINTWISE if fallback.pointwise_tag(func) or foreach else UNKNOWN

@@ -256,17 +256,18 @@ def distances(op: OpCall) -> Result:
 
 
 def distances_backward(op: OpCall) -> Result:
-    """_cdist_backward: row i of grad | row i of x1 | all of x2."""
-    lattice = op.lattice
-    grad = op.tensor("grad")
-    a, b = op.tensor("x1"), op.tensor("x2")
-    out = lattice.join(
+    """_cdist_backward: grad_x1[i, d] sums over j what differs in place d: S(x1[i, d]) | S(column d of x2) |
+    row i of grad and of the distances, which p = 1 does not read. Counting (p = 0) has no gradient."""
+    lattice, p = op.lattice, op.args["p"]
+    if p == 0:
+        return None
+    grad, b = op.tensor("grad"), op.tensor("x2")
+    return lattice.join(
         lattice.reduce(op.cells("grad"), [grad.ndim - 1]),
-        lattice.reduce(op.cells("cdist"), [grad.ndim - 1]),
-        lattice.reduce(op.cells("x1"), [a.ndim - 1]),
-        lattice.reduce(op.cells("x2"), [b.ndim - 2, b.ndim - 1]),
+        lattice.reduce(op.cells("cdist") if p != 1 else None, [grad.ndim - 1]),
+        op.cells("x1"),
+        lattice.reduce(op.cells("x2"), [b.ndim - 2]),
     )
-    return out
 
 
 def pairs(op: OpCall) -> Result:
@@ -284,8 +285,25 @@ def pairs(op: OpCall) -> Result:
 
 
 def pairs_backward(op: OpCall) -> Result:
-    """_pdist_backward: gradients of all distances | all rows (no row is told from another)."""
-    return op.lattice.join(*[op.lattice.everything(op.cells(name), 2) for name in ("grad", "self", "pdist")])
+    """_pdist_backward: as for cdist; row i of the gradient is that of the pairs that i is one of."""
+    lattice, x, p = op.lattice, op.tensor("self"), op.args["p"]
+    if p == 0 or len(x) < 2:
+        return None
+    first, second = torch.triu_indices(len(x), len(x), 1, device=x.device)
+    number = torch.zeros(len(x), len(x), dtype=torch.long, device=x.device)
+    number[first, second] = number[second, first] = torch.arange(len(first), device=x.device)
+    number.diagonal().copy_(number.roll(-1, 1).diagonal())  # some other pair of its own
+
+    def rows(c: Cells | None) -> Cells | None:
+        if c is None or c.uniform:
+            return lattice.everything(c, 2)
+        return lattice.reduce(lattice.move(c, lambda data: data[number], held=number.numel() * 8), [1])
+
+    return lattice.join(
+        rows(op.cells("grad")),
+        rows(op.cells("pdist") if p != 1 else None),
+        lattice.reduce(op.cells("self"), [0]),
+    )
 
 
 def trilinear(op: OpCall) -> Result:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from causaltrace.lattice.cells import Cells
 from causaltrace.rules.call import OpCall, Result, live, varied
+from causaltrace.rules.pointwise import MASK_VALUE
 
 
 def same(op: OpCall) -> Result:
@@ -186,10 +187,19 @@ def _choose(op: OpCall, cond: Tensor, yes: Any, no: Any) -> Cells | None:
         return cy
     if op.moves_values:
         dims = varied(cy, cn, ndim=cond.ndim) | _spread(cond, yes) | _spread(cond, no)
+        if any(map(_hides, (yes, no))):  # scores of keys: each query has keys of its own
+            dims |= {d for d in range(cond.ndim) if cond.shape[d] != 1 and cond.stride(d) != 0}
         picked_yes = live(cond, tuple(dims)) if cond.ndim else cond
         picked_no = live(~cond, tuple(dims)) if cond.ndim else ~cond
         return lattice.join(lattice.keep(cy, _align(picked_yes, cy)), lattice.keep(cn, _align(picked_no, cn)))
     return lattice.join(lattice.keep(cy, _align(cond, cy)), lattice.keep(cn, _align(~cond, cn)))
+
+
+def _hides(value: Any) -> bool:
+    """Is this the value that hides a key from a softmax? Looked at on the host only."""
+    if isinstance(value, Tensor):
+        return value.ndim == 0 and value.device.type == "cpu" and bool(value <= MASK_VALUE)
+    return isinstance(value, float) and value <= MASK_VALUE
 
 
 def _spread(cond: Tensor, branch: Any) -> set[int]:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from causaltrace.lattice.cells import Cells
 from causaltrace.rules.call import OpCall, Result, absorb, live, varied
 
 
 def _kept(op: OpCall) -> bool:
     return bool(op.get("keepdim", False))
+
+
+def _single(x: Tensor, dims: Sequence[int]) -> bool:
+    """Is there but one element to choose from?"""
+    return all(x.shape[d] == 1 for d in dims)
 
 
 def over(op: OpCall) -> Result:
@@ -20,26 +26,46 @@ def over(op: OpCall) -> Result:
     return op.lattice.reduce(op.cells("self"), dims, keepdim=_kept(op))
 
 
+def where(op: OpCall) -> Result:
+    """As ``over``, for the place of an element (argmax): nothing where there is one place only."""
+    x = op.tensor("self")
+    return None if _single(x, op.dims() if x.ndim else []) else over(op)
+
+
 def several(op: OpCall) -> Result:
-    """As ``over``, for ops that return several results (max with indices, var_mean, aminmax, topk)."""
+    """As ``over``, for ops that return several results (var_mean, aminmax)."""
     one = over(op)
     assert not isinstance(one, list)
     return [one] * len(op.out) if isinstance(op.out, (tuple, list)) else one
 
 
-def last(op: OpCall) -> Result:
-    """As ``several``, for ops whose dim is the last one unless they are told otherwise (kthvalue, mode)."""
-    dim = [op.dim(-1)] if op.tensor("self").ndim else []
+def chosen(op: OpCall) -> Result:
+    """An element and its place (max, median); without a dim the element only; of two tensors (max(a, b), as
+    it arrives in inference mode) element by element."""
+    if "other" in op.args:
+        return op.lattice.join(op.cells("self"), op.cells("other"))
+    if not isinstance(op.out, (tuple, list)):
+        return over(op)
+    x = op.tensor("self")
+    dim = [op.dim(-1)] if x.ndim else []  # kthvalue and mode need not be told
     one = op.lattice.reduce(op.cells("self"), dim, keepdim=_kept(op))
-    return [one] * len(op.out)
+    return [one, None if _single(x, dim) else one]
 
 
 def one_dim(op: OpCall) -> Result:
-    """Reductions along one dim that keep its place (softmax, sort): out = union over that dim, everywhere."""
+    """Reductions along one dim that keep its place (softmax): out = union over that dim, everywhere."""
+    return op.lattice.reduce(op.cells("self"), [op.dim(-1)] if op.tensor("self").ndim else [])
+
+
+def ordered(op: OpCall) -> Result:
+    """Elements in another order, and their places (sort, topk): union over the dim, everywhere."""
     x = op.tensor("self")
-    c = op.cells("self")
-    out = op.lattice.reduce(c, [op.dim(-1)] if x.ndim else [])
-    return [out] * len(op.out) if isinstance(op.out, (tuple, list)) else out
+    dim = [op.dim(-1)] if x.ndim else []
+    out = op.lattice.reduce(op.cells("self"), dim)
+    places = None if _single(x, dim) else out
+    if isinstance(op.out, (tuple, list)):
+        return [out, places]
+    return places if op.name == "argsort" else out
 
 
 def softmax_backward(op: OpCall) -> Result:
@@ -61,10 +87,18 @@ def softmax_backward(op: OpCall) -> Result:
 
 
 def running(op: OpCall) -> Result:
-    """out[i] = union of in[..i]."""
+    """out[i] = union of in[..i]; the place of the first maximum is fixed."""
     x = op.tensor("self")
     c = op.lattice.running(op.cells("self"), op.dim()) if x.ndim else op.cells("self")
-    return [c] * len(op.out) if isinstance(op.out, (tuple, list)) else c
+    if not isinstance(op.out, (tuple, list)):
+        return c
+    if _single(x, [op.dim()] if x.ndim else []):
+        return [c, None]
+    if c is None or c.dims[op.dim()] == 1:
+        return [c, c]
+    later = torch.arange(x.shape[op.dim()], device=x.device) > 0
+    later = later.reshape([-1 if d == op.dim() else 1 for d in range(x.ndim)])
+    return [c, op.lattice.keep(c, later)]
 
 
 def whole(op: OpCall) -> Result:
@@ -80,52 +114,6 @@ def whole(op: OpCall) -> Result:
 def norm_each(op: OpCall) -> Result:
     """_foreach_norm: one number a tensor."""
     return op.lattice.everything(op.cells("self"))
-
-
-def matrices(op: OpCall) -> Result:
-    """Matrix decompositions and inverses: union over the last two dims, batch by batch."""
-    lattice = op.lattice
-    joined: Cells | None = None
-    batch = 0
-    vectors = [op.get("pivots"), op.get("tau")]
-    for t in op.inputs():
-        c = lattice.aligned(one, t.ndim) if (one := op.of(t)) is not None else None
-        n = t.ndim
-        if c is not None and any(t is v for v in vectors):  # a vector for each matrix
-            c, n = lattice.unsqueeze(c, n), n + 1
-        batch = max(batch, n - 2)
-        joined = lattice.join(joined, lattice.reduce(c, range(max(n - 2, 0), n)))
-    if joined is None:
-        return None
-
-    def fit(t: object) -> Cells | None:
-        if not isinstance(t, Tensor):
-            return None
-        lead = joined.dims[:-2]
-        if t.ndim < len(lead):
-            return lattice.reshaped(lattice.everything(joined) or joined, (1,) * t.ndim)
-        return lattice.reshaped(joined, lead + (1,) * (t.ndim - len(lead)))
-
-    return [fit(t) for t in op.out] if isinstance(op.out, (tuple, list)) else fit(op.out)
-
-
-def solve_triangular(op: OpCall) -> Result:
-    """A @ X = B by substitution: row i of X = union of B[k] | A[k, ..k] over the rows k that come before it,
-    column by column. X @ A = B is the same of transposes."""
-    lattice, upper = op.lattice, bool(op.args["upper"])
-    a, b = op.cells("self"), op.cells("B")
-    if a is not None:
-        x = op.tensor("self")
-        unit = int(bool(op.get("unitriangular", False)))
-        ones = torch.ones(x.shape[-2:], dtype=torch.bool, device=x.device)
-        a = lattice.keep(a, ones.triu(unit) if upper else ones.tril(-unit))
-    left = bool(op.get("left", True))
-    if a is not None:
-        a = lattice.reduce(a, [len(a.dims) - (1 if left else 2)])
-    joined = lattice.join(a, b)
-    if joined is None:
-        return None
-    return lattice.running(joined, len(joined.dims) - (2 if left else 1), reverse=upper == left)
 
 
 def rows(op: OpCall) -> Result:
@@ -160,12 +148,6 @@ def renorm(op: OpCall) -> Result:
     """Slices along dim scaled by their own norm."""
     dim, x = op.dim(), op.tensor("self")
     return op.lattice.reduce(op.cells("self"), [d for d in range(x.ndim) if d != dim])
-
-
-def crossed(op: OpCall) -> Result:
-    """Vector products along dim: union over it."""
-    dim = op.dim(-1)
-    return op.lattice.reduce(op.lattice.join(op.cells("self"), op.cells("other")), [dim])
 
 
 def across(op: OpCall) -> Result:

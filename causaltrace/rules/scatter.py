@@ -163,7 +163,8 @@ def scatter(op: OpCall) -> Result:
     if not x.ndim or not index.ndim:
         return lattice.join(base, new, index_cells(op, x.numel()))
     dim = op.dim()
-    adds = op.name == "scatter_add" or op.get("reduce") in ("sum", "add")
+    # without self even an added 0 changes something: it takes self's place
+    adds = op.name == "scatter_add" or op.get("reduce") in ("sum", "add") and op.get("include_self", True)
     overwrite = op.name == "scatter" and op.get("reduce") is None
     if isinstance(src, Tensor) and src.ndim == x.ndim:
         src = src[tuple(slice(0, n) for n in index.shape)]

@@ -17,8 +17,9 @@ from pathlib import Path
 
 import torch
 
+from causaltrace.perturb import Refused
 from tests.opdb.judge import Verdict, judge
-from tests.opdb.samples import EXCLUDED, Refused, Sample, all_ops, samples
+from tests.opdb.samples import EXCLUDED, Sample, all_ops, samples
 
 
 @dataclasses.dataclass

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from causaltrace.depends import Followed, follow
-from tests.opdb.samples import Refused, Sample
-from tests.opdb.truth import Truth, drawn_again
+from causaltrace.perturb import Refused, Truth, drawn_again
+from tests.opdb.samples import Sample
 
 #: Input elements that are told apart in one sample: all of them, or a window of so many.
 WHOLE, WINDOW = 512, 64

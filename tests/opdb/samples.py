@@ -29,10 +29,6 @@ EXCLUDED = {
 TRUSTING = ("_segment_reduce.lengths", "_segment_reduce.offsets")
 
 
-class Refused(Exception):
-    """The op itself does not run on this sample here, or gives no dense tensor."""
-
-
 class Sample(NamedTuple):
     """One call. ``inputs`` are what is followed and perturbed: the tensors among the arguments, and for a
     backward pass the gradients that it starts from."""
@@ -85,6 +81,10 @@ def samples(name: str, op: Any, limit: int | None = None) -> Iterator[Sample]:
         if any(t.layout != torch.strided or t.is_nested for t in tensors):
             continue
         if not tensors or sum(t.numel() for t in tensors) > LARGEST:
+            continue
+        if (
+            sample.kwargs.get("driver") == "gelsy"
+        ):  # begins with pivots in uninitialised memory: not twice the same
             continue
 
         def call(*inputs: Tensor, leaves: list[Any] = leaves, at: list[int] = at, spec: Any = spec) -> Any:

@@ -279,3 +279,9 @@ def test_the_only_place_there_is() -> None:
         assert not causaltrace.dependencies(fn, one, at)[0][1].any()
     reach = causaltrace.dependencies(lambda x, i: x.index_fill(0, i, 2.0), torch.tensor(1.0), at[:1])[0]
     assert not any(part.any() for part in reach)
+
+
+def test_a_zero_that_takes_the_place_of_self() -> None:
+    x, i, v = rand(4), Index(torch.tensor([2, 0]), range(4)), torch.zeros(2)
+    check(lambda x, i, v: x.scatter_reduce(0, i, v, "sum", include_self=False), x, i, v)
+    check(lambda x, i, v: x.index_reduce(0, i, v, "mean", include_self=False), x, i, v)

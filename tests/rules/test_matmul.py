@@ -86,6 +86,16 @@ def test_distances_of_pairs() -> None:
         check(grads(lambda x: torch.pdist(x, p)), rand(3, 2), rand(3))  # noqa: B023
 
 
+@pytest.mark.parametrize("p", [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, float("inf")])
+def test_gradients_of_distances(p: float) -> None:
+    pairs = grads(lambda x: torch.pdist(x, p))
+    check(pairs, rand(4, 2), rand(6), exact=p == 2)
+    check(pairs, rand(1, 2), rand(0), kinds=4)
+    between = grads(lambda x, y: torch.cdist(x, y, p, "donot_use_mm_for_euclid_dist"), (0, 1))
+    check(between, rand(2, 2), rand(3, 2), rand(2, 3), exact=p == 2)
+    check(between, rand(2, 2, 2), rand(1, 3, 2), rand(2, 2, 3), kinds=6)
+
+
 def test_bilinear() -> None:
     fn = torch.nn.functional.bilinear
     inputs = rand(3, 2), rand(3, 2, seed=1), rand(2, 2, 2), rand(2, seed=2)

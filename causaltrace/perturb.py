@@ -1,10 +1,10 @@
-"""What really changes: a function's results at its inputs and around them."""
+"""Ground truth for tests: what really changes when inputs change. No watch and no verdict uses it."""
 
 from __future__ import annotations
 
 import cmath
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tests.opdb.samples import Refused
+
+class Refused(Exception):
+    """The function does not run at these inputs, or gives no dense tensor."""
 
 
 def flat(value: Any) -> Tensor:
@@ -31,15 +33,23 @@ def differs(a: Tensor, b: Tensor) -> Tensor:
 class Plain(TorchDispatchMode):
     """Does nothing. Some backward formulas choose another algorithm under any dispatch mode (prod)."""
 
+    supports_higher_order_operators = True
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return func(*args, **(kwargs or {}))
 
 
 class Truth:
-    """A function's results at ``inputs`` and around them. Input elements are numbered through all inputs."""
+    """A function's results at ``inputs`` and around them. Input elements are numbered through all inputs.
+    ``values``: for some inputs, what their elements may be; else see ``others``."""
 
-    def __init__(self, fn: Callable[..., Any], inputs: tuple[Tensor, ...]) -> None:
-        self.fn, self.inputs = fn, inputs
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        inputs: tuple[Tensor, ...],
+        values: Mapping[int, Sequence[Any]] | None = None,
+    ) -> None:
+        self.fn, self.inputs, self.values = fn, inputs, values or {}
         self.where = [(i, e) for i, t in enumerate(inputs) for e in range(t.numel())]
         base = self.at(inputs)
         if base is None:
@@ -90,6 +100,8 @@ class Truth:
         i, e = self.where[element]
         t = self.inputs[i]
         old = t.reshape(-1)[e].item()
+        if i in self.values:
+            return [v for v in self.values[i] if v != old][:count]
         if t.dtype == torch.bool:
             return [not old]
         like = [x for x in self.inputs if x.dtype == t.dtype and x.numel()]
@@ -103,8 +115,8 @@ class Truth:
             sizes = [n for x in self.inputs for n in (*x.shape, x.numel()) if n]
             places = rng.choice(sizes)  # as an index it may name any of so many
             # -100 is what losses ignore
-            rest = {*ties, old + 1, max(old - 1, 0), 0, -1, -100, *rng.sample(range(places), min(8, places))}
-            options, count = [own, *rng.sample(sorted(rest), len(rest))], 3 * count
+            named = {*ties, old + 1, max(old - 1, 0), 0, -1, -100, *rng.sample(range(places), min(8, places))}
+            options, count = [own, *rng.sample(sorted(named), len(named))], 3 * count
         return [v for v in options if v != old][:count]
 
     def _with(self, values: dict[int, Any]) -> tuple[Tensor, ...]:
