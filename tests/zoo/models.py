@@ -100,6 +100,14 @@ NOT_CAUSAL: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+#: What has the name of a causal language model, and is none by itself.
+PARTS = {
+    "CsmDepthDecoderForCausalLM": "predicts the codebooks of one audio frame, given another model's state",
+    "Gemma4AssistantForCausalLM": "ignores token ids: drafts from another model's states",
+    "Gemma4UnifiedAssistantForCausalLM": "ignores token ids: drafts from another model's states",
+}
+
+
 class Unbuilt(Exception):
     """Why a model is not in the zoo."""
 
@@ -117,6 +125,8 @@ class Model(NamedTuple):
         Raises:
             Unbuilt: with the reason.
         """
+        if self.cls in PARTS:
+            raise Unbuilt(PARTS[self.cls])
         cls = getattr(transformers, self.cls)
         override = dict(self.override)
         torch.manual_seed(0)
