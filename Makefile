@@ -33,8 +33,7 @@ test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 test-full: test
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.opdb --shard 0/2 & first=$$!; \
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.opdb --shard 1/2; second=$$?; wait $$first && exit $$second
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.opdb --jobs 2
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.zoo --shard 0/2 & first=$$!; \
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.zoo --shard 1/2; second=$$?; wait $$first && exit $$second
 

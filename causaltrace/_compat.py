@@ -36,6 +36,15 @@ def has_composite_kernel(func: torch._ops.OpOverload) -> bool:
     return _known(func) and func.has_kernel_for_dispatch_key(key)
 
 
+def decompose(func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The composite kernel that torch itself would run. ``func.decompose`` prefers a decomposition written in
+    Python for compilers, whose results may differ (torch 2.11: the states of an LSTM have another shape)."""
+    key = torch._C.DispatchKey.CompositeImplicitAutograd
+    if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), key):
+        return func._op_dk(key, *args, **kwargs)
+    return func.decompose(*args, **kwargs)
+
+
 def has_own_kernel(func: torch._ops.OpOverload) -> bool:
     """Does a backend run this op as it is?"""
     keys = ("CPU", "CompositeExplicitAutograd", "CompositeExplicitAutogradNonFunctional")

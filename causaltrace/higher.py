@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from causaltrace._compat import eager_form, fakes, held_by, storage_of
+from causaltrace._compat import decompose, eager_form, fakes, held_by, storage_of
 from causaltrace.schema import describe, tensors
 
 #: Takes a condition, and whether it chooses nothing but what comes out; returns what it says.
@@ -43,7 +43,7 @@ class _Writes(TorchDispatchMode):
         op = describe(func)
         if op.composite:
             with self:
-                out = func.decompose(*args, **kwargs)
+                out = decompose(func, args, kwargs)
             if out is not NotImplemented:
                 return out
         bound = op.bind(args, kwargs)

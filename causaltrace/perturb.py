@@ -72,7 +72,7 @@ class Truth:
         for value in values:
             out = self.at(self._with({element: value}))
             if out is not None:
-                changed = differs(out, self.base)
+                changed = self._changed(out)
                 hit = changed if hit is None else hit | changed
         return hit
 
@@ -92,7 +92,13 @@ class Truth:
             if options and rng.random() < 0.8:
                 values[e] = rng.choice(options)
         out = self.at(self._with(values)) if values else None
-        return None if out is None else differs(out, self.base)
+        return None if out is None else self._changed(out)
+
+    def _changed(self, out: Tensor) -> Tensor:
+        """Results that are other numbers. What is no number any more (0 * inf, the root of a variance below
+        0) tells nothing: an exact 0 is taken to cut finite partners only."""
+        found = differs(out, self.base)
+        return found & ~out.isnan() if out.shape == self.base.shape else found
 
     def others(self, element: int, rng: random.Random, count: int) -> list[Any]:
         """Other values for an element: large ones, a near one, another element's (a tie), a random one, 0.

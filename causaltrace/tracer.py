@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from causaltrace._compat import current_node, is_fake, storage_of
+from causaltrace._compat import current_node, decompose, is_fake, storage_of
 from causaltrace.higher import FORMS, leaves
 from causaltrace.lattice.base import Lattice
 from causaltrace.lattice.cells import Algebra, Cells
@@ -131,7 +131,7 @@ class Tracer(TorchDispatchMode):
             if op.full in SILENT:
                 self.escape(op.name, args[SILENT[op.full]])
             with self:
-                out = func.decompose(*args, **kwargs)
+                out = decompose(func, args, kwargs)
             if out is not NotImplemented:
                 return out
         with self._lock:

@@ -190,3 +190,26 @@ def test_the_model_can_be_trained_afterwards() -> None:
     assert state(net)["parameters"] == state(other)["parameters"]
     assert all(getattr(Tensor, name) is method for name, method in methods.items())
     assert copy.deepcopy(net) is not net
+
+
+def test_decompositions_for_compilers_are_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They may give other values or shapes than the kernel that runs without a watch."""
+
+    def other(*args: Any) -> Any:
+        raise AssertionError("a decomposition written in Python ran")
+
+    key = torch._C.DispatchKey.CompositeImplicitAutograd
+    for op in (torch.ops.aten.matmul.default, torch.ops.aten.lstm.input):
+        monkeypatch.setitem(op.py_kernels, key, other)
+    net, x, h = nn.LSTM(3, 4, num_layers=2, bidirectional=True), torch.randn(5, 2, 3), torch.randn(4, 2, 4)
+    runs: list[Any] = []
+
+    def run(x: Tensor) -> Tensor:
+        out, state = net(x, (h, h))
+        runs.append(bits([out, *state]))
+        return torch.matmul(x, x.transpose(1, 2))
+
+    with torch.inference_mode():
+        run(x)
+        causaltrace.dependencies(run, x)
+    assert runs[0] == runs[1]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from causaltrace._compat import CAPTURING
+from causaltrace._compat import CAPTURING, decompose
 from causaltrace.boundary.bodies import unseen
 from causaltrace.places import internal
 from causaltrace.schema import SILENT, tensors
@@ -100,7 +100,7 @@ class Host:
 
         def kernel(*args: Any, **kwargs: Any) -> Any:
             tracer.escape(packet, args[argument])
-            return op.decompose(*args, **kwargs)
+            return decompose(op, args, kwargs)
 
         library = torch.library.Library("aten", "IMPL")
         for key in ("AutogradCPU", "AutogradCUDA"):

@@ -111,7 +111,12 @@ def permuted(
     return rule
 
 
-flip = permuted(lambda data, op: data.flip(op.dims("dims")), lambda op: op.dims("dims"))
+def _flipped(op: OpCall) -> list[int]:
+    """No dims are none here, not all."""
+    return op.dims("dims") if op.args["dims"] else []
+
+
+flip = permuted(lambda data, op: data.flip(_flipped(op)), _flipped)
 
 
 def _roll(data: Tensor, op: OpCall) -> Tensor:

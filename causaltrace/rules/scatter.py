@@ -303,7 +303,7 @@ def in_order(op: OpCall, mask: Tensor, own: Cells | None) -> Cells | None:
 
 def masked_scatter(op: OpCall) -> Result:
     """self with source's elements, in order, where mask is true."""
-    lattice, x = op.lattice, op.tensor("self")
+    lattice, x = op.lattice, op.out if isinstance(op.out, Tensor) else op.tensor("self")
     mask = op.tensor("mask").expand(x.shape)
     source = op.tensor("source")
     count = int(mask.sum())

@@ -2,7 +2,7 @@
 
 python -m tests.opdb --op softmax --sample 1 --show     one sample, with both matrices' differences
 python -m tests.opdb --shard 0/4                        every fourth op, all samples
-python -m tests.opdb --table docs/op-coverage.md        everything, written as a table
+python -m tests.opdb --jobs 2 --table docs/op-coverage.md     everything, written as a table
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import sys
 import time
 import warnings
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -118,6 +120,11 @@ def table(rows: list[Row], elements: int) -> str:
     )
 
 
+def _quiet() -> None:
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.opdb", description=__doc__)
     parser.add_argument("--op", help="one op, as the table names it")
@@ -125,24 +132,26 @@ def main() -> int:
     parser.add_argument("--show", action="store_true", help="print what was found for the sample")
     parser.add_argument("--shard", default="0/1", help="every n-th op: i/n")
     parser.add_argument("--limit", type=int, help="samples of each op (default: all)")
-    parser.add_argument("--elements", type=int, default=24, help="input elements changed in each sample")
+    parser.add_argument("--jobs", type=int, default=1, help="processes")
+    parser.add_argument("--elements", type=int, default=6, help="input elements changed in each sample")
     parser.add_argument("--values", type=int, default=5, help="other values tried for each")
     parser.add_argument("--table", type=Path, help="write the table here")
     args = parser.parse_args()
     if args.op not in (None, *all_ops()) or args.show and not args.op:
         parser.error("--op takes the name of an op as docs/op-coverage.md lists it")
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
+    _quiet()
     if args.show:
         show(args.op, args.sample or 0, args.elements, args.values)
         return 0
     shard, of = map(int, args.shard.split("/"))
     names = [args.op] if args.op else [n for i, n in enumerate(all_ops()) if i % of == shard]
     rows, start = [], time.perf_counter()
-    for name in names:
-        rows.append(run(name, args.limit, args.sample, args.elements, args.values))
-        for problem in rows[-1].problems:
-            print(problem, flush=True)
+    one = partial(run, limit=args.limit, only=args.sample, elements=args.elements, values=args.values)
+    with ProcessPoolExecutor(args.jobs, initializer=_quiet) as pool:
+        for row in pool.map(one, names):
+            rows.append(row)
+            for problem in row.problems:
+                print(problem, flush=True)
     print(f"{sum(r.counts['samples'] for r in rows)} samples, {time.perf_counter() - start:.0f} s")
     if args.table:
         args.table.write_text(table(rows, args.elements))

@@ -246,6 +246,7 @@ def test_a_mask_decides_order_only_up_to_a_place() -> None:
     reach = causaltrace.dependencies(lambda x, m, v: x.masked_scatter(m, v), x, m, torch.arange(9.0, 15))[0]
     assert reach[1].tolist() == [[j <= i if m[i] else j == i for j in range(6)] for i in range(6)]
     assert reach[2].nonzero().tolist() == [[0, 0], [2, 1], [3, 2], [5, 3]]
+    check(lambda x, v: x.masked_scatter(m.view(2, 3), v), rand(3), rand(6), exact=True)  # self is broadcast
     reach = causaltrace.dependencies(
         lambda x, m: x.index_put((m,), torch.ones(1, 2)), torch.ones(3, 2), m[:3]
     )[0]

@@ -109,3 +109,8 @@ def test_a_row_for_all_queries_is_hidden_from_some() -> None:
     past = torch.ones(3, 3, dtype=torch.bool).tril()
     check(lambda x: torch.where(past, x.expand(3, 3), 0.0), rand(1, 3), exact=True)
     check(lambda x: x.expand(3, 3).masked_fill(~past, 0.0), rand(3), exact=True)
+
+
+def test_flip_of_no_dims() -> None:
+    check(lambda x: x.flip(()), rand(2, 3), exact=True)
+    check(lambda x: x.flip((0, 1)), rand(2, 3), exact=True)
