@@ -21,7 +21,7 @@ import torch
 
 from causaltrace.perturb import Refused
 from tests.opdb.judge import Verdict, judge
-from tests.opdb.samples import EXCLUDED, Sample, all_ops, samples
+from tests.opdb.samples import EXCLUDED, LARGER, Sample, all_ops, samples
 
 
 @dataclasses.dataclass
@@ -54,6 +54,8 @@ class Row:
         c = self.counts
         ratio = f"{self.reported / self.true:.2f}" if self.true and self.reported > self.true else ""
         note = "no rule: " + ", ".join(sorted(self.opaque)) if self.opaque else ""
+        if c["larger"]:
+            note = note or LARGER.get(self.name, "")
         if not c["samples"]:
             note = (
                 "not on a CPU, or no tensors" if c["refused"] else "no sample of dense tensors of this size"
@@ -109,8 +111,9 @@ def table(rows: list[Row], elements: int) -> str:
             "",
             f"A sample is judged by changing up to {elements} of its input elements one at a time, to a few "
             "values each, and by changing at once all that a result is said not to depend on. *Larger* is "
-            "reported pairs over true pairs. It also counts pairs that those few values did not happen to "
-            "show: what a maximum, a comparison or a rounding hides at one point is not hidden at another.",
+            "reported pairs over true pairs. A pair that does not show is looked for at other inputs "
+            "where the rules report the same; where many places compete for one maximum, some pairs are never met: "
+            "a ratio of a few percent is mostly the search, not the rule.",
             "",
             "| op | samples | exact | larger | conservative | note |",
             "| --- | ---: | ---: | ---: | ---: | --- |",

@@ -33,6 +33,29 @@ TRUSTING = (
     "linalg.lu_solve",
     "lu_solve",
 )
+_WHY = {
+    "which row becomes a pivot is decided by values: whole columns are joined": (
+        "lu lu_unpack lu_solve linalg.lu linalg.lu_factor linalg.lu_factor_ex linalg.lu_solve "
+        "linalg.ldl_factor linalg.ldl_factor_ex linalg.ldl_solve"
+    ),
+    "windows that random samples choose: the whole plane is joined": (
+        "nn.functional.fractional_max_pool2d nn.functional.fractional_max_pool3d"
+    ),
+    "a gradient of the image may come from any place that the grid could point at": (
+        "nn.functional.grid_sample grid_sampler_2d grid_sampler_3d"
+    ),
+    "Python checks that no variance is negative: all of them decide": "nn.functional.gaussian_nll_loss",
+    "a number is drawn for each value below 0: all values decide what is drawn next": "nn.functional.rrelu",
+    "too large to follow weight by weight: channels are joined": "nn.functional.conv_transpose3d",
+    "how far the source is used up depends on all of the mask": "masked_scatter",
+    "made by compilers only: everything is joined": (
+        "_unsafe_masked_index _unsafe_masked_index_put_accumulate"
+    ),
+    "every bin reads every value and all borders": "histogram histogramdd histc",
+    "draws without replacement: the whole row is joined": "multinomial",
+}
+#: Why a rule is larger than the truth.
+LARGER = {name: why for why, names in _WHY.items() for name in names.split()}
 
 
 class Sample(NamedTuple):
