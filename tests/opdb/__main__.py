@@ -111,9 +111,9 @@ def table(rows: list[Row], elements: int) -> str:
             "",
             f"A sample is judged by changing up to {elements} of its input elements one at a time, to a few "
             "values each, and by changing at once all that a result is said not to depend on. *Larger* is "
-            "reported pairs over true pairs. A pair that does not show is looked for at other inputs "
-            "where the rules report the same; where many places compete for one maximum, some pairs are never met: "
-            "a ratio of a few percent is mostly the search, not the rule.",
+            "reported pairs over true pairs. A pair that does not show is looked for at other inputs where "
+            "the rules report the same; where many places compete for one maximum, some pairs are never "
+            "met: a ratio of a few percent is mostly the search, not the rule.",
             "",
             "| op | samples | exact | larger | conservative | note |",
             "| --- | ---: | ---: | ---: | ---: | --- |",
