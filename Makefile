@@ -13,7 +13,7 @@ READY := $(VENV)/.ready
 help:
 	@echo "make demo    judge the example evals"
 	@echo "make test    lint, type check, tests"
-	@echo "make test-full  the tests, and the rules over all of PyTorch's test database"
+	@echo "make test-full  the tests, the rules over all of PyTorch's test database, all models of transformers"
 	@echo "make lint    lint and type check only"
 	@echo "make format  rewrite the code in the project's format"
 	@echo "make bench   plain and watched runs, paired"
@@ -35,6 +35,8 @@ test: lint
 test-full: test
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.opdb --shard 0/2 & first=$$!; \
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.opdb --shard 1/2; second=$$?; wait $$first && exit $$second
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.zoo --shard 0/2 & first=$$!; \
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.zoo --shard 1/2; second=$$?; wait $$first && exit $$second
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch._library.custom_ops import CustomOpDef
+from torch._ops import HigherOrderOperator
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import flex_attention
+from torch.utils import _python_dispatch
 
 #: The Python object of a tensor's storage: the same for all views, alive as long as any owner is.
 storage_of = torch._C.TensorBase.untyped_storage
@@ -12,14 +21,61 @@ storage_of = torch._C.TensorBase.untyped_storage
 #: The autograd node that is running; None outside a backward pass.
 current_node = torch._C._current_autograd_node
 
+#: What ``torch.library.custom_op`` makes; ``_opoverload`` is its operator.
+CustomOp = CustomOpDef
+
+
+def _known(func: torch._ops.OpOverload) -> bool:
+    """Questions about tensors (``prim::device``) come as ops that the dispatcher has never heard of."""
+    return torch._C._dispatch_has_kernel(func.name())
+
 
 def has_composite_kernel(func: torch._ops.OpOverload) -> bool:
     """Would autograd have decomposed this op before it reached the dispatch mode?"""
     key = torch._C.DispatchKey.CompositeImplicitAutograd
-    return func.has_kernel_for_dispatch_key(key)
+    return _known(func) and func.has_kernel_for_dispatch_key(key)
+
+
+def has_own_kernel(func: torch._ops.OpOverload) -> bool:
+    """Does a backend run this op as it is?"""
+    keys = ("CPU", "CompositeExplicitAutograd", "CompositeExplicitAutogradNonFunctional")
+    return any(torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), key) for key in keys)
+
+
+def siblings(func: torch._ops.OpOverload) -> list[torch._ops.OpOverload]:
+    """The overloads of an op that make their results, and that the dispatcher knows."""
+    packet = func.overloadpacket
+    found = [getattr(packet, name) for name in packet.overloads() if not name.endswith("out")]
+    return [f for f in found if _known(f)]
 
 
 def is_fake(t: Tensor) -> bool:
-    """A tensor without values (FakeTensor, FunctionalTensor, meta)."""
-    kind = type(t)
-    return kind is not Tensor and kind is not torch.nn.Parameter and hasattr(t, "fake_mode") or t.is_meta
+    """A tensor that torch only works out sizes with."""
+    return type(t) is not Tensor and hasattr(t, "fake_mode")
+
+
+#: The innermost dispatch mode, and a context in which it is off.
+current_mode = _python_dispatch._get_current_dispatch_mode
+without_top_mode = _python_dispatch._pop_mode_temporarily
+
+#: Modules that hold the environment in which bodies of higher-order operations are captured.
+CAPTURING: tuple[ModuleType, ...] = (torch._higher_order_ops.utils, flex_attention)
+
+
+def eager_form(op: HigherOrderOperator) -> Callable[..., Any]:
+    """What a higher-order operation runs when nothing transforms it."""
+    kernel: Callable[..., Any] = op.py_kernels[torch._C.DispatchKey.CompositeExplicitAutograd]
+    return kernel
+
+
+def held_by(t: Tensor) -> list[Tensor]:
+    """The tensors that a wrapper subclass (DTensor, NestedTensor) holds; none for others."""
+    if not _python_dispatch.is_traceable_wrapper_subclass(t):
+        return []
+    names, _ = t.__tensor_flatten__()
+    return [getattr(t, name) for name in names]
+
+
+def fakes() -> FakeTensorMode:
+    """A mode for trying out a function without values."""
+    return FakeTensorMode(allow_non_fake_inputs=True)

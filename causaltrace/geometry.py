@@ -18,6 +18,8 @@ from torch import Tensor
 EXPAND = 4
 #: Elements that a compressed shadow may be expanded to for such a view.
 MATERIALISE = 1 << 16
+#: A shadow that is so many times smaller than its tensor is small.
+SMALL = 8
 
 
 class Geometry(NamedTuple):
@@ -156,6 +158,9 @@ def view_of(data: Tensor, base: Geometry, view: Geometry) -> Tensor:
     if found is not None:
         sizes, jump, offset = found
         return data.as_strided((*sizes, width), (*jump, stride[-1]), data.storage_offset() + offset)
+    widened = _widened(data, base, view)
+    if widened is not None:
+        return view_of(widened, base, view)
     if data.shape[-1] > 1 and math.prod(base.sizes) > MATERIALISE and data.shape[:-1] != base.sizes:
         # too large to spell out: the innermost dim is joined (never of labels and readouts, width 1)
         inner = min((base.strides[d], d) for d, n in enumerate(data.shape[:-1]) if n > 1)[1]
@@ -167,6 +172,25 @@ def view_of(data: Tensor, base: Geometry, view: Geometry) -> Tensor:
         return view_of(full.permute(*back, -1), base, view)
     start = view.offset * view.itemsize - base.offset * base.itemsize
     return data[tuple(coordinates(data, base, view, start))]
+
+
+def _widened(data: Tensor, base: Geometry, view: Geometry) -> Tensor | None:
+    """``data``, contiguous, with its outer compressed dims spelt out, as few as make the view a strided one
+    (heads that are merged with the batch), if that stays small next to the tensor itself."""
+    limit = max(MATERIALISE, math.prod(base.sizes) // SMALL)
+    order = sorted(range(len(base.sizes)), key=lambda d: -base.strides[d])
+    back = sorted(range(len(order)), key=order.__getitem__)
+    sizes = list(data.shape[:-1])
+    for d in (None, *[d for d in order if sizes[d] != base.sizes[d]]):
+        if d is not None:
+            sizes[d] = base.sizes[d]
+        if math.prod(sizes) > limit:
+            return None
+        dims = [sizes[d] for d in order]
+        strides = [math.prod(dims[i + 1 :]) * data.shape[-1] for i in range(len(dims))]
+        if strided(base, view, tuple(sizes), tuple(strides[i] for i in back)) is not None:
+            return data.expand(*sizes, -1).permute(*order, -1).contiguous().permute(*back, -1)
+    return None
 
 
 def coordinates(data: Tensor, base: Geometry, view: Geometry, start: int) -> list[Tensor]:

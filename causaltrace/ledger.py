@@ -246,6 +246,9 @@ class Ledger:
         settled: set[int] = set()
         for _, entry in self.memory.alive():
             old = entry.shadow
+            if old.order is not None:
+                old = old._replace(order=None)
+                entry.set(old)
             if old.support is not None and old[1:] == UNHEDGED:
                 number = id(old.support)
                 if number in settled or self.algebra.bounds(old.support)[1][1] < 0:  # nothing is unscored

@@ -21,9 +21,9 @@ def internal(filename: str) -> bool:
     """Is this file part of torch, of causaltrace, or not a file at all?"""
     known = _internal.get(filename)
     if known is None:
-        known = filename.startswith((_TORCH, _OURS, "<frozen", "<__array_function__")) or filename.endswith(
-            (os.sep + "contextlib.py", os.sep + "functools.py")
-        )
+        known = filename.startswith(
+            (_TORCH, _OURS, "<frozen", "<__array_function__", "<eval_with_key")
+        ) or filename.endswith((os.sep + "contextlib.py", os.sep + "functools.py"))
         _internal[filename] = known
     return known
 

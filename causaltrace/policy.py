@@ -17,6 +17,7 @@ from causaltrace.ledger import POSITION_MASK, Ledger, Pending, Score
 from causaltrace.report.model import Finding, Hop, Notice, Report
 from causaltrace.shadow import Shadow
 from causaltrace.site import Site
+from causaltrace.step import REMEDY
 from causaltrace.stream import Streams
 
 ORDERS = ("stream", "scored")
@@ -97,7 +98,7 @@ class Judge:
                 "CT090",
                 f"{op} has no rule: all of its inputs may have reached all of its outputs",
                 site=site,
-                remedy="write a rule for it (CONTRIBUTING.md), or use ops that have one",
+                remedy=REMEDY,
                 label=None if cells is None else int(cells.data[..., 0].max()) >> 1,
             )
         else:

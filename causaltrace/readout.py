@@ -16,20 +16,38 @@ from causaltrace.shadow import Shadow
 #: Element-wise integer ops that leave values in range alone.
 GUARDS = ("remainder", "clamp", "clamp_min", "clamp_max", "fmod", "maximum", "minimum")
 
+#: A linear layer and its loss as one op, in its two forms: every position's loss, and their sum or mean.
+FUSED, FUSED_ROWS = "_linear_cross_entropy_batch_chunked", "_linear_cross_entropy_batch_chunked_no_reduction"
+
 Read = Callable[[Tensor], Shadow | None]
+
+
+def is_loss(op: Op) -> bool:
+    """Does the op charge rows at ``target``?"""
+    return op.name.startswith("nll_loss") or op.name in (FUSED, FUSED_ROWS)
+
+
+def sums(op: Op, bound: dict[str, Any]) -> bool:
+    """Does a loss give one number for all of its positions?"""
+    return op.name == FUSED or op.name.startswith("nll_loss") and bound.get("reduction", 1) != 0
 
 
 def selector(op: Op, bound: dict[str, Any], read: Read) -> Tensor | None:
     """The tensor of verbatim labels that this op picks classes with, if it is a readout.
 
-    ``nll_loss`` always; ``gather`` from rows; ``logp[i, y]`` with one tensor index per dim. A look-up in a
-    constant 1-D table is not a readout: no distribution is being read.
+    Losses always; ``gather`` from rows; ``logp[i, y]`` with one tensor index per dim. A look-up in a
+    constant 1-D table is not a readout: no distribution is being read. A registered loss says what it reads.
     """
-    x = bound.get("self")
+    index: Any
+    if op.rule.reads:
+        index = bound.get(op.rule.reads)
+        shadow = read(index) if isinstance(index, Tensor) else None
+        return index if shadow is not None and shadow.label is not None else None
+    x = bound.get("self", bound.get("input"))
     if not isinstance(x, Tensor) or not x.dtype.is_floating_point:
         return None
-    if op.name.startswith("nll_loss"):
-        index: Any = bound.get("target")
+    if is_loss(op):
+        index = bound.get("target")
     elif op.name == "gather":
         index = bound.get("index")
     else:
@@ -50,7 +68,7 @@ def targets(op: Op, bound: dict[str, Any], index: Tensor, out: Tensor, read: Rea
     shadow = read(index)
     assert shadow is not None and shadow.label is not None
     label = shadow.label
-    if op.name.startswith("nll_loss"):
+    if is_loss(op):
         charged = index != bound.get("ignore_index", -100)
         label = ledger.algebra.keep(label, charged) or ledger.algebra.move(
             label, lambda d: torch.full_like(d, -1)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from causaltrace import rules
-from causaltrace._compat import has_composite_kernel
+from causaltrace._compat import has_composite_kernel, has_own_kernel, siblings
 from causaltrace.rules import pointwise
+from causaltrace.rules.call import tensors as tensors
 
 #: Tags of ops whose values, or shapes made of values, reach Python.
 SHAPED = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
@@ -21,6 +22,8 @@ MASKED = {
     "_unsafe_index": ("indices",),
     "linalg_lstsq": ("self",),
 }
+#: Composites whose own code reads the values of this argument, so that no operation tells of it.
+SILENT = {"aten.tensor_split.tensor_indices_or_sections": 1}
 #: Arguments that a kernel writes although its schema does not say so.
 UNDECLARED = dict.fromkeys(
     ("aten::native_batch_norm", "aten::cudnn_batch_norm", "aten::miopen_batch_norm"),
@@ -28,11 +31,13 @@ UNDECLARED = dict.fromkeys(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Op:
     """One overload. ``written``: names of mutated arguments, ``outs``: those that are
-    only written (``out=``); ``foreach``: a rule for each list element; ``shares``: element-wise, with one
-    result; ``joins``: whatever its operands hold."""
+    only written (``out=``); ``early``: its rule runs before it, while the old values can still be looked at;
+    ``foreach``: a rule for each list element; ``shares``: element-wise, with one result; ``joins``: whatever
+    its operands hold; ``derived``: how its rule follows from its schema or tags; ``calls``: how often it ran.
+    """
 
     name: str
     full: str
@@ -40,12 +45,15 @@ class Op:
     names: tuple[str, ...]
     written: tuple[str, ...]
     outs: tuple[str, ...]
+    early: bool
     view: bool
     composite: bool
     foreach: bool
     escapes: tuple[str, ...]
     shares: bool
     joins: bool
+    derived: str = ""
+    calls: int = 0
 
     def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """Arguments by schema name; defaults left out."""
@@ -60,37 +68,86 @@ def describe(func: torch._ops.OpOverload) -> Op:
     rule = rules.find(func)
     name = rules.functional_name(func)
     packet = schema.name.split("::")[1]
+    foreach = schema.name.startswith("aten::_foreach_")
+    outs = tuple(a.name for a in schema.arguments if a.is_out)
+    view = rule.kind == rules.VIEW or (aliased and not written)
     return Op(
         name=name,
         full=str(func),
         rule=rule,
         names=tuple(a.name for a in schema.arguments),
         written=written,
-        outs=tuple(a.name for a in schema.arguments if a.is_out),
-        view=rule.kind == rules.VIEW or (aliased and not written),
-        composite=has_composite_kernel(func) and (aliased or name not in rules.TABLE),
-        foreach=packet.startswith("_foreach_"),
+        outs=outs,
+        early=written[:1] == ("self",) and all(r.alias_info is not None for r in schema.returns),
+        view=view,
+        composite=has_composite_kernel(func) and (aliased or name not in rules.TABLE or _spelling(func)),
+        foreach=foreach,
         escapes=MASKED.get(name, tuple(a.name for a in schema.arguments))
-        if SHAPED.intersection(func.tags)
+        if SHAPED.intersection(func.tags) or _tells_python(func)
         else (),
         shares=rule.kind == rules.POINT
+        and not rule.source
         and written in ((), ("self",))
         and name not in ("fill", "normal", "bernoulli")
         and len(schema.returns) == 1
-        and not packet.startswith("_foreach_"),
+        and not foreach,
         joins=rule.fn is pointwise.join,
+        derived=_derived(rule, name, packet, view, foreach, bool(written), bool(outs)),
     )
 
 
-def tensors(value: Any) -> list[Tensor]:
-    """Tensors in an argument or a result: itself, or in lists and tuples."""
-    if isinstance(value, Tensor):
-        return [value]
-    out: list[Tensor] = []
-    if isinstance(value, (list, tuple)):
-        for v in value:
-            if isinstance(v, Tensor):
-                out.append(v)
-            elif isinstance(v, (list, tuple)):
-                out += tensors(v)
-    return out
+def _tells_python(func: torch._ops.OpOverload) -> bool:
+    """Does an op that is not torch's own return numbers? Its tags may not say so; torch's do."""
+    numbers = (torch.IntType, torch.FloatType, torch.BoolType, torch.NumberType)
+    return func.namespace != "aten" and any(isinstance(r.type, numbers) for r in func._schema.returns)
+
+
+def _spelling(func: torch._ops.OpOverload) -> bool:
+    """Is it another spelling of an overload that has a kernel? Its row does not know these arguments."""
+    return not has_own_kernel(func) and not all(map(has_composite_kernel, siblings(func)))
+
+
+def _derived(
+    rule: rules.Rule, name: str, packet: str, view: bool, foreach: bool, written: bool, out: bool
+) -> str:
+    """How the rule of an overload follows from its schema or tags; nothing for a row of its own."""
+    if view:
+        return "a view of its input"
+    if rule.source or rule.kind == rules.OPAQUE:
+        return ""
+    if name not in rules.TABLE:
+        return "element-wise, tensor by tensor" if foreach else "element-wise, by its tag"
+    if out:
+        return f"{name}, written to out="
+    if packet != name:
+        return f"{name}, " + ("tensor by tensor" if foreach else "in place")
+    return ""
+
+
+def describe_higher_order(func: torch._ops.HigherOrderOperator, followed: bool) -> Op:
+    """An operator that calls functions. ``followed``: into these."""
+    name = rules.registered_name(func)
+    return Op(
+        name=name,
+        full=name,
+        rule=rules.find(func),
+        names=(),
+        written=(),
+        outs=(),
+        early=False,
+        view=False,
+        composite=followed,
+        foreach=False,
+        escapes=(),
+        shares=False,
+        joins=False,
+    )
+
+
+def bind_higher_order(
+    func: torch._ops.HigherOrderOperator, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    """Arguments by the names that Python gives them; defaults left out."""
+    given = dict(inspect.signature(type(func).__call__).bind(func, *args, **kwargs).arguments)
+    del given["self"]
+    return given | given.pop("kwargs", {})

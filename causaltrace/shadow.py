@@ -16,6 +16,7 @@ from torch import Tensor
 from causaltrace._compat import storage_of
 from causaltrace.geometry import Geometry, assign, covers, natural, nested, view_of
 from causaltrace.lattice.cells import Algebra, Cells
+from causaltrace.order import Order, seen_through
 
 #: Elements that a partial write may expand a shadow to; larger ones fall back to one joined value.
 EXPAND_LIMIT = 1 << 26
@@ -26,7 +27,8 @@ class Shadow(NamedTuple):
     what may also have flowed (None: the same as support). ``label``: the stream position that an element
     is a verbatim copy of. ``target``: the readout that an element is (see ``ledger.Readouts``). ``post``:
     labels that entered after the readout. ``onehot``: the label position whose one-hot row this is.
-    ``pending``: readouts that an objective sums. ``objective``: readouts that require grad."""
+    ``pending``: readouts that an objective sums. ``objective``: readouts that require grad. ``order``: the
+    sorted order that the elements are in."""
 
     support: Cells | None = None
     possible: Cells | None = None
@@ -36,9 +38,10 @@ class Shadow(NamedTuple):
     onehot: Cells | None = None
     pending: tuple[object, ...] = ()
     objective: bool = False
+    order: Order | None = None
 
     def planes(self, fn: Callable[[Cells], Cells | None]) -> Shadow | None:
-        """``fn`` on every plane; None when nothing is left."""
+        """``fn`` on every plane, in no order; None when nothing is left."""
         if self.plain:
             support, possible = self[:2]
             out = Shadow(None if support is None else fn(support), None if possible is None else fn(possible))
@@ -49,14 +52,14 @@ class Shadow(NamedTuple):
 
     @property
     def plain(self) -> bool:
-        """Nothing but supports: no labels, readouts or objectives."""
+        """Nothing but supports: no labels, readouts, objectives or order."""
         return self[2:] == _PLAIN
 
     def __bool__(self) -> bool:
         return self != _NOTHING
 
 
-_PLAIN: tuple[object, ...] = (None, None, None, None, (), False)
+_PLAIN: tuple[object, ...] = (None, None, None, None, (), False, None)
 #: All of a shadow but its support, where there is nothing else.
 UNHEDGED = (None, *_PLAIN)
 _NOTHING = (None, None, *_PLAIN)
@@ -106,8 +109,19 @@ class Memory:
         if view == entry.base:
             return entry.shadow
         if view not in entry.views:
-            entry.views[view] = entry.shadow.planes(lambda cells: self._view(cells, entry.base, view))
+            seen = entry.shadow.planes(lambda cells: self._view(cells, entry.base, view))
+            order = entry.shadow.order
+            if order is not None and seen is not None:
+                seen = seen._replace(order=self._ordered(order, entry.base, view))
+            entry.views[view] = seen
         return entry.views[view]
+
+    def _ordered(self, order: Order, base: Geometry, view: Geometry) -> Order | None:
+        """The order of a view."""
+        seen = seen_through(order, base, view)
+        if seen is None or seen.own is None:
+            return seen
+        return seen._replace(own=self._view(seen.own, base, view))
 
     def _view(self, cells: Cells, base: Geometry, view: Geometry) -> Cells | None:
         if cells.uniform:
@@ -120,6 +134,11 @@ class Memory:
             except IndexError:  # the storage grew: what is new may have been written by anything seen before
                 out = self._algebra.everything(cells, len(view.sizes))
                 assert out is not None
+            data = out.data
+            # slices of what is the same all along are one value
+            if storage_of(data) is storage_of(cells.data):
+                place = (data.storage_offset(), data.shape, data.stride())
+                out = cells.moved.setdefault(place, out)
             cells.moved[key] = out
         return out
 
@@ -137,7 +156,11 @@ class Memory:
                 shadow = shadow.planes(lambda cells: self._algebra.everything(cells, 1))
             assert shadow is not None
             if shadow[0] is None or len(shadow[0].dims) != ndim or shadow[1:] != UNHEDGED:
+                order = shadow.order
                 shadow = shadow.planes(lambda cells: self._algebra.aligned(cells, ndim))
+                if order is not None and shadow is not None:
+                    own = None if order.own is None else self._algebra.aligned(order.own, ndim)
+                    shadow = shadow._replace(order=order._replace(own=own))
         if entry is not None and entry.base == view or self._whole(t, storage, view):
             if shadow is None:
                 self.entries.pop(key, None)

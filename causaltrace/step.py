@@ -12,14 +12,19 @@ from causaltrace import rules
 from causaltrace.lattice.cells import Algebra, Cells
 from causaltrace.ledger import Ledger, Pending
 from causaltrace.places import in_gradient_transform
-from causaltrace.readout import onehot, selector, targets, unchanged
+from causaltrace.readout import is_loss, onehot, selector, sums, targets, unchanged
 from causaltrace.rules.call import OpCall, live
+from causaltrace.rules.ordered import MAKERS, follow
 from causaltrace.schema import Op, tensors
 from causaltrace.shadow import UNHEDGED, Memory, Shadow
 from causaltrace.site import Site
 
 #: Arguments that choose elements rather than being moved.
 SELECTORS = frozenset({"index", "indices", "mask", "condition"})
+
+
+#: What to do about an operation that no rule covers.
+REMEDY = "write a rule for it (causaltrace.register_rule, docs/rules.md), or use operations that have one"
 
 
 class OpaqueOpError(RuntimeError):
@@ -100,10 +105,12 @@ class Step:
     def after(self) -> After:
         """Supports of the results, and what happened to readouts on the way."""
         special = hedged = False
+        ordered = self.op.name in MAKERS
         for shadow in self.shadows.values():
             if shadow[1:] != UNHEDGED:
                 special = special or not shadow.plain
                 hedged = hedged or shadow[1] is not None
+                ordered = ordered or shadow.order is not None
         if special:
             self._sort_inputs()
         possible: list[Cells | None] | None = None
@@ -124,9 +131,30 @@ class Step:
             after = After([Shadow(s, p) for s, p in zip(support, possible, strict=True)])
         if special:
             self._readouts(after)
+        if ordered and not hedged and not self.backward:
+            self._follow(after)
         if self.op.escapes and not self.tracer.quiet:
             after.escapes = [(self.op.name, s) for s in self._escaping()]
         return after
+
+    def _follow(self, after: After) -> None:
+        """A sorted order through the op; where it cancels out, supports without it."""
+        orders = {i: s.order for i, s in self.shadows.items() if s.order is not None}
+        if any(s._replace(order=None)[1:] != UNHEDGED for s in self.shadows.values()):
+            return  # labels and readouts move on planes of their own
+        bare = self.bare("support")
+
+        def own(t: Tensor) -> Cells | None:
+            order = orders.get(id(t))
+            return bare(t) if order is None else order.own
+
+        call = OpCall(self.op.name, self.bound, own, self.tracer.algebra, out=self.out)
+        found, settled = follow(call, self.op.rule.fn, self.kind == rules.POINT, orders)
+        for i, cells in enumerate(settled or []):
+            after.shadows[i] = after.shadows[i]._replace(support=cells)
+        for i, order in enumerate(found):
+            if after.shadows[i].support is not None:
+                after.shadows[i] = after.shadows[i]._replace(order=order)
 
     def _escaping(self) -> list[Shadow]:
         """What Python learns from the op: values that it returns, or values that a shape is made of."""
@@ -146,11 +174,11 @@ class Step:
         self.moved -= chosen
         if self.kind == rules.READ:
             self.index = selector(self.op, self.bound, self.tracer.memory.read)
-            self.reduced = (
-                self.index is not None
-                and self.op.name.startswith("nll_loss")
-                and self.bound.get("reduction", 1) != 0
-            )
+            if self.op.rule.reads:
+                self.moved.clear()
+                if self.index is None or self.index.shape != self.outs[0].shape:
+                    self.index, self.kind = None, rules.LEAVE
+            self.reduced = self.index is not None and sums(self.op, self.bound)
 
     def cells(self, plane: str) -> Callable[[Tensor], Cells | None]:
         """Support of an input on a plane. Where an op moves elements, labels and readouts move with them
@@ -188,18 +216,29 @@ class Step:
 
         return support
 
+    def full(self, plane: str) -> Callable[[Tensor], Cells | None]:
+        """Support of an input, with the labels and readouts that its elements are."""
+        shadows, depends = self.shadows, self.tracer.ledger.depends
+        counts = plane in ("support", "possible")
+        return lambda t: depends(shadows.get(id(t)), plane) if counts else None
+
     def call(self, plane: str, special: bool = True) -> OpCall:
         bare = self.bare(plane)
         cells = self.cells(plane) if special else bare
         selects = self.index is not None and not self.reduced
         algebra = self.tracer.algebra
-        return OpCall(self.op.name, self.bound, cells, algebra, plane, self.backward, self.out, selects, bare)
+        full = self.full(plane)
+        return OpCall(
+            self.op.name, self.bound, cells, algebra, plane, self.backward, self.out, selects, bare, full
+        )
 
     def _run(self, plane: str, special: bool) -> list[Cells | None]:
         rule = rules.UNKNOWN.fn if self.kind == rules.OPAQUE else self.op.rule.fn
         result = rule(self.call(plane, special))
         if not isinstance(result, list):
             return [result]
+        if self.kind == rules.OPAQUE or self.op.rule.source:  # these give one for each tensor
+            return result
         out = self.out
         if isinstance(out, (list, tuple)):  # gradients that were not asked for are None
             return [c for i, c in enumerate(result) if i >= len(out) or out[i] is not None]
@@ -208,14 +247,8 @@ class Step:
     def _opaque(self, special: bool) -> list[Cells | None]:
         possible = self._run("possible", special)
         cells = next((c for c in possible if c is not None), None)
-        tracer = self.tracer
-        if cells is not None and not tracer.quiet:
-            if tracer.strict:
-                raise OpaqueOpError(
-                    f"{self.op.full} has no rule and strict=True (at {tracer.site()}). Write a rule for it "
-                    "(CONTRIBUTING.md), use operations that have one, or drop strict"
-                )
-            tracer.recorder.opaque(self.op.full, cells, tracer.site())
+        if cells is not None and not self.tracer.quiet:
+            opaque(self.tracer, self.op.full, cells)
         return possible
 
     # -- readouts -------------------------------------------------------------------------------------
@@ -274,7 +307,7 @@ class Step:
         ignore = self.bound.get("ignore_index", -100)
         assert self.index is not None
         label = self.shadows[id(self.index)].label
-        if not self.op.name.startswith("nll_loss") or ignore < 0 or label is None:
+        if not is_loss(self.op) or ignore < 0 or label is None:
             return first
         algebra, ledger = self.tracer.algebra, self.tracer.ledger
         own = algebra.keep(ledger.read(label), self.index == ignore)
@@ -349,6 +382,14 @@ class Step:
             elif weight == 0:
                 target = support = possible = None
         return Shadow(support, possible, target=target, post=post)
+
+
+def opaque(tracer: Context, op: str, cells: Cells) -> None:
+    """Labels met an operation that no rule covers."""
+    site = tracer.site()
+    if tracer.strict:
+        raise OpaqueOpError(f"{op} has no rule and strict=True (at {site}): {REMEDY}, or drop strict")
+    tracer.recorder.opaque(op, cells, site)
 
 
 def _bare(shadow: Shadow, plane: str) -> Cells | None:

@@ -10,15 +10,16 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from causaltrace._compat import current_node, is_fake, storage_of
+from causaltrace.higher import FORMS, leaves
 from causaltrace.lattice.base import Lattice
 from causaltrace.lattice.cells import Algebra, Cells
 from causaltrace.lattice.horizon import Horizon
 from causaltrace.ledger import Ledger
 from causaltrace.places import site as place
-from causaltrace.schema import Op, describe, tensors
+from causaltrace.schema import SILENT, Op, bind_higher_order, describe, describe_higher_order, tensors
 from causaltrace.shadow import UNHEDGED, Memory, Shadow
 from causaltrace.site import Site
-from causaltrace.step import After, Recorder, Step
+from causaltrace.step import After, Recorder, Step, opaque
 
 _NUMBERS = (int, float, bool)
 
@@ -58,6 +59,11 @@ class Tracer(TorchDispatchMode):
         self._step_sites: dict[str, Site] = {}
         self._lock = threading.RLock()
 
+    @property
+    def ops(self) -> list[Op]:
+        """Every operation that ran."""
+        return list(self._ops.values())
+
     # -- where we are ---------------------------------------------------------------------------------
 
     @property
@@ -93,6 +99,7 @@ class Tracer(TorchDispatchMode):
             if not isinstance(func, torch._ops.OpOverload):
                 return self._higher_order(func, args, kwargs)
             op = self._ops[id(func)] = describe(func)
+        op.calls += 1
         if op.view and not op.composite:
             out = func(*args, **kwargs)
             if op.name == "lift_fresh":
@@ -101,6 +108,8 @@ class Tracer(TorchDispatchMode):
         inputs = tensors(args)
         if kwargs:
             inputs += tensors(tuple(kwargs.values()))
+        if types:  # a wrapper's own handler runs the operations on what it holds, and these are followed
+            return func(*args, **kwargs) if any(map(is_fake, inputs)) else NotImplemented
         finder = self.finder
         if finder is not None and not op.composite and (finder.searching or op.name == "embedding"):
             finder.look(op, inputs)
@@ -113,12 +122,14 @@ class Tracer(TorchDispatchMode):
                     touched.append((t, entry))
         except NotImplementedError:  # a sparse tensor has no storage
             return self._sparse(op, func, args, kwargs, inputs)
-        if not touched or types and any(map(is_fake, inputs)) or touched[0][0].is_meta:
+        if not touched or touched[0][0].is_meta:
             out = func(*args, **kwargs)
             if finder is not None and finder.searching:
                 finder.made(tensors(out))
             return out
-        if op.composite:
+        if op.composite and not any(t.is_nested for t in inputs):
+            if op.full in SILENT:
+                self.escape(op.name, args[SILENT[op.full]])
             with self:
                 out = func.decompose(*args, **kwargs)
             if out is not NotImplemented:
@@ -165,6 +176,8 @@ class Tracer(TorchDispatchMode):
             for a in (*args, *kwargs.values()):
                 if type(a) in _NUMBERS and a == 0:
                     return None
+        if any(t.is_nested for t in inputs):  # no sizes
+            return None
         first = inputs[0]
         shape = first.shape
         cells: Cells | None = None
@@ -204,15 +217,14 @@ class Tracer(TorchDispatchMode):
     ) -> Any:
         """Rules of in-place ops run first, while the old values can still be looked at."""
         written = [t for name in op.written for t in tensors(bound.get(name))]
-        early = op.written[0] == "self"
         if op.outs:  # what they held is lost
             bound = {name: value for name, value in bound.items() if name not in op.outs}
         inputs = tensors(tuple(bound.values()))
-        if early:
+        if op.early:
             after = self._step(op, bound, None, written, inputs, shadows)
         out = func(*args, **kwargs)
         self._op_name = op.full
-        if not early:
+        if not op.early:
             fresh = [] if op.outs else [t for t in tensors(out) if all(t is not w for w in written)]
             written = fresh + written
             after = self._step(op, bound, written if fresh else out, written, inputs, shadows)
@@ -298,22 +310,74 @@ class Tracer(TorchDispatchMode):
     # -- everything else ------------------------------------------------------------------------------
 
     def _higher_order(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Operators that call functions (cond, flex_attention): all that goes in may come out."""
+        """Operators that call functions (cond, flex_attention): the operations that they are made of."""
+        inputs = leaves((args, kwargs))
+        if any(is_fake(t) or t.is_meta for t in inputs):
+            return func(*args, **kwargs)
+        form = FORMS.get(func.name())
+        op = self._ops.get(func)
+        if op is None:
+            op = self._ops[func] = describe_higher_order(func, form is not None)
+        op.calls += 1
+        if form is None:
+            return self._unfollowed(op, func, args, kwargs, inputs)
+        conditions: list[Shadow] = []
+
+        def decided(condition: Any, only_results: bool) -> bool:
+            shadow = self.memory.read(condition) if isinstance(condition, Tensor) else None
+            if shadow is not None:
+                conditions.append(shadow)
+            if shadow is None or not only_results:
+                return bool(condition)  # seen as a value that leaves torch
+            with _disable_current_modes():
+                return bool(condition)
+
+        with self:
+            out = form(func, decided, *args, **kwargs)
+        if conditions:
+            self._op_name = func.name()
+            with _disable_current_modes():
+                for t in leaves(out):
+                    self._also(t, conditions)
+        return out
+
+    def _also(self, t: Tensor, causes: list[Shadow]) -> None:
+        """``t`` depends on all of ``causes`` as well."""
+        algebra, depends = self.algebra, self.ledger.depends
+        shadow = self.memory.read(t) or Shadow()
+        support, possible = (
+            algebra.join(*[algebra.everything(depends(s, plane), t.ndim) for s in causes])
+            for plane in ("support", "possible")
+        )
+        hedged = possible is not support or shadow.possible is not None
+        possible = algebra.join(shadow.possible or shadow.support, possible) if hedged else None
+        self.memory.write(
+            t, shadow._replace(support=algebra.join(shadow.support, support), possible=possible)
+        )
+
+    def _unfollowed(self, op: Op, func: Any, args: Any, kwargs: Any, inputs: list[Tensor]) -> Any:
+        """Operators that run kernels of their own: all that goes in may come out, or be written to what went
+        in."""
         out = func(*args, **kwargs)
-        flat, _ = torch.utils._pytree.tree_flatten((args, kwargs))
+        if op.rule.source:
+            with self._lock:
+                known = {id(t): s for t in inputs if (s := self.memory.read(t)) is not None}
+                outs = leaves(out)
+                self._op_name = op.full
+                if known:
+                    bound = bind_higher_order(func, args, kwargs)
+                    self._write(outs, self._step(op, bound, out, outs, inputs, known))
+            return out
         cells = self.algebra.join(
-            *[
-                self.algebra.everything(self.ledger.depends(self.memory.read(t), "possible"))
-                for t in flat
-                if isinstance(t, Tensor)
-            ]
+            *[self.algebra.everything(self.ledger.depends(self.memory.read(t), "possible")) for t in inputs]
         )
         if cells is not None:
-            self._op_name = str(func)
-            self.recorder.opaque(str(func), cells, self.site())
-            for t in torch.utils._pytree.tree_leaves(out):
-                if isinstance(t, Tensor):
-                    self.memory.write(t, Shadow(possible=self.algebra.reshaped(cells, (1,) * t.ndim)))
+            self._op_name = op.full
+            opaque(self, op.full, cells)
+            for t in (*inputs, *leaves(out)):
+                shadow = self.memory.read(t) or Shadow()
+                possible = self.algebra.reshaped(cells, (1,) * t.ndim)
+                self.memory.write(t, shadow._replace(possible=possible))
         return out
 
 

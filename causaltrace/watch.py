@@ -17,6 +17,7 @@ from causaltrace.boundary.host import Host
 from causaltrace.lattice.cells import Cells
 from causaltrace.lattice.exact import Exact
 from causaltrace.lattice.horizon import Horizon
+from causaltrace.ops import uses
 from causaltrace.policy import Judge
 from causaltrace.report.model import Finding, Notice, Report
 from causaltrace.shadow import Shadow
@@ -244,7 +245,7 @@ class Watch:
         _current = None
         held = [e.shadow for _, e in self._tracer.memory.alive() if e.shadow.target is not None]
         self._judge.close(held, Site("score", "returned", "<end of the watch>", 0))
-        self._report = self._judge.report(None if error is None else f"{type(error).__name__}: {error}")
+        self._report = self._made(None if error is None else f"{type(error).__name__}: {error}")
         finished.append(self._report)
 
     # -- results --------------------------------------------------------------------------------------
@@ -252,7 +253,17 @@ class Watch:
     @property
     def report(self) -> Report:
         """What was found so far; complete once the block is left."""
-        return self._report if self._report is not None else self._judge.report(None)
+        return self._report if self._report is not None else self._made(None)
+
+    def _made(self, error: str | None) -> Report:
+        report = self._judge.report(error)
+        report.ops = uses(self._tracer.ops)
+        for use in report.ops:
+            if use.handled == "registered":
+                message = f"the verdict rests on the rule of {use.op} that was registered at {use.detail}"
+                remedy = "check it with causaltrace.testing.check_rule"
+                report.notes.append(Notice("CT096", message, remedy, count=use.calls))
+        return report
 
     @property
     def ok(self) -> bool:

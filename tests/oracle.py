@@ -18,8 +18,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from causaltrace.boundary.host import Host
 from causaltrace.lattice.cells import Cells
 from causaltrace.ledger import Pending
+from causaltrace.perturb import differs
 from causaltrace.shadow import Memory, Shadow
 from causaltrace.site import Site
 from causaltrace.tracer import Recorder, Tracer
@@ -83,10 +85,6 @@ def flat(value: Any) -> Tensor:
     return torch.cat([t.detach().double().reshape(-1) for t in parts])
 
 
-def differs(a: Tensor, b: Tensor) -> Tensor:
-    return (a != b) & ~(a.isnan() & b.isnan())
-
-
 # -- numberings -------------------------------------------------------------------------------------------
 
 
@@ -148,7 +146,7 @@ def reported(
             lanes = (where * 2 + 1).unsqueeze(-1).expand(*where.shape, 2).contiguous()
             cells = known.setdefault(id(where), Cells(lanes))
             trace.memory.write(copy, Shadow(support=cells))
-    with trace:
+    with torch.compiler.set_stance("force_eager"), Host(trace), trace:
         out = fn(*args)
     notes = trace.recorder
     assert isinstance(notes, Notes)

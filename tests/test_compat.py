@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import weakref
 
 import torch
+from torch._ops import _higher_order_ops
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from causaltrace._compat import current_node, has_composite_kernel, is_fake, storage_of
+from causaltrace import higher
+from causaltrace._compat import (
+    CAPTURING,
+    CustomOp,
+    current_node,
+    eager_form,
+    has_composite_kernel,
+    has_own_kernel,
+    held_by,
+    is_fake,
+    siblings,
+    storage_of,
+)
+from causaltrace.higher import FORMS
 from causaltrace.rules.linalg import ONE_BLOCK
 
 HINT = f"torch {torch.__version__} changed: "
@@ -57,8 +72,7 @@ def test_composites_are_told_from_kernels() -> None:
     assert not has_composite_kernel(aten.mm.default) and not has_composite_kernel(aten.view.default)
 
 
-def test_tensors_without_values_are_told() -> None:
-    assert is_fake(torch.zeros(2, device="meta"))
+def test_fake_tensors_are_told() -> None:
     with FakeTensorMode():
         assert is_fake(torch.zeros(2))
     assert not is_fake(torch.zeros(2)) and not is_fake(torch.nn.Parameter(torch.zeros(2)))
@@ -78,6 +92,51 @@ def test_compiled_functions_run_eagerly_under_the_stance() -> None:
     assert not calls, HINT + "force_eager compiles"
     double(torch.ones(2))
     assert calls, HINT + "a function stays eager after the stance"
+
+
+def test_custom_ops_have_an_overload() -> None:
+    @torch.library.custom_op("ct_compat::op", mutates_args=())
+    def op(x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    assert isinstance(op, CustomOp), HINT + "custom_op makes something else"
+    assert op._opoverload is torch.ops.ct_compat.op.default, HINT + "a custom op hides its operator"
+
+
+def test_higher_order_operators_have_a_signature() -> None:
+    cond = torch.ops.higher_order.cond
+    names = list(inspect.signature(type(cond).__call__).parameters)
+    assert names == ["self", "pred", "true_fn", "false_fn", "operands"], HINT + "cond takes other arguments"
+    assert f"{cond.namespace}.{cond}" == "higher_order.cond", (
+        HINT + "higher-order operators are named otherwise"
+    )
+
+
+def test_questions_about_tensors_are_no_kernels() -> None:
+    """``prim::device`` and the like reach a mode, and no question about kernels may be asked of them."""
+    question = torch.ops.prim.device.default
+    assert not has_composite_kernel(question)
+    assert not has_own_kernel(torch.ops.aten.repeat_interleave.self_int)
+    assert has_own_kernel(torch.ops.aten.mm.default)
+    names = {f._overloadname for f in siblings(torch.ops.aten.repeat_interleave.self_int)}
+    assert names == {"Tensor", "self_Tensor", "self_int"}, HINT + "repeat_interleave has other overloads"
+
+
+def test_wrappers_tell_what_they_hold() -> None:
+    nested = torch.nested.nested_tensor_from_jagged(torch.ones(3, 2), torch.tensor([0, 1, 3]))
+    assert any(t is nested._values for t in held_by(nested)) and not held_by(torch.ones(2))
+
+
+def test_higher_order_operations_have_eager_forms() -> None:
+    for name, form in FORMS.items():
+        if form in (higher._eager, higher._while):
+            assert callable(eager_form(_higher_order_ops[name])), HINT + f"{name} has no eager form"
+    assert all(hasattr(module, "setup_compilation_env") for module in CAPTURING)
+
+
+def test_bodies_are_captured_with_a_backend_of_that_name() -> None:
+    with CAPTURING[0].setup_compilation_env() as backend:
+        assert backend.__name__ == "eager", HINT + "bodies are captured with another backend"
 
 
 def test_a_small_cholesky_that_fails_keeps_the_columns_before() -> None:

@@ -79,3 +79,20 @@ def test_wider_and_narrower_elements() -> None:
     assert pairs[..., 0].tolist() == [[1, 3], [5, 7]]  # each 8-byte element covers two of the base's
     halves = view_of(data, base, Geometry(0, (2, 8), (8, 1), 2))
     assert halves[..., 0].tolist() == [[0, 0, 1, 1, 2, 2, 3, 3], [4, 4, 5, 5, 6, 6, 7, 7]]
+
+
+@pytest.mark.parametrize("length", [16, 512])
+def test_heads_merged_with_the_batch_leave_the_rest_compressed(length: int) -> None:
+    base = geometry(torch.empty(2, 4, length, 128))
+    data = torch.randint(0, 1000, (2, 1, length, 1, 2)).int()
+    merged = view_of(data, base, geometry(torch.empty(8, length, 128)))
+    assert merged.shape == (8, length, 1, 2)
+    assert torch.equal(merged.view(2, 4, length, 1, 2), data.expand(2, 4, length, 1, 2))
+
+
+def test_what_is_stored_in_another_order_stays_compressed() -> None:
+    base = geometry(torch.empty(2, 4, 3, 16, 8))
+    data = torch.randint(0, 1000, (4, 2, 3, 1, 1, 2)).int().transpose(0, 1)
+    merged = view_of(data, base, geometry(torch.empty(8, 3, 128)))
+    assert merged.shape == (8, 3, 1, 2)
+    assert torch.equal(merged.view(2, 4, 3, 1, 1, 2), data)

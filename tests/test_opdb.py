@@ -10,6 +10,7 @@ from tests.opdb.samples import EXCLUDED, all_ops
 SHARDS = 24
 
 
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("shard", range(SHARDS))
 def test_no_dependency_is_missed(shard: int) -> None:
     problems: list[str] = []

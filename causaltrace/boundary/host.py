@@ -17,8 +17,10 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
+from causaltrace._compat import CAPTURING
+from causaltrace.boundary.bodies import unseen
 from causaltrace.places import internal
-from causaltrace.schema import tensors
+from causaltrace.schema import SILENT, tensors
 from causaltrace.tracer import Tracer
 
 #: Methods that hand a tensor's values or memory to something that is not torch.
@@ -52,6 +54,11 @@ class Host:
         for name in ENTERING:
             self._replace(torch, name, self._entering(getattr(torch, name)))
         self._replace(torch.nn.functional, "one_hot", self._range_checked(torch.nn.functional.one_hot))
+        for module in CAPTURING:
+            environment = module.setup_compilation_env
+            self._replace(module, "setup_compilation_env", unseen(self.tracer, self, environment))
+        for name, argument in SILENT.items():
+            self._overheard(name, argument)
         hooks = (
             register_optimizer_step_pre_hook(self.tracer.step_begins),
             register_optimizer_step_post_hook(self.tracer.step_ends),
@@ -85,6 +92,20 @@ class Host:
             return original(t, *args, **kwargs)
 
         return wrapper
+
+    def _overheard(self, name: str, argument: int) -> None:
+        """Autograd takes a composite apart before the tracer can see it: tell of it there."""
+        _, packet, overload = name.split(".")
+        op, tracer = getattr(getattr(torch.ops.aten, packet), overload), self.tracer
+
+        def kernel(*args: Any, **kwargs: Any) -> Any:
+            tracer.escape(packet, args[argument])
+            return op.decompose(*args, **kwargs)
+
+        library = torch.library.Library("aten", "IMPL")
+        for key in ("AutogradCPU", "AutogradCUDA"):
+            library.impl(f"{packet}.{overload}", kernel, key)
+        self._undo.append(library._destroy)
 
     # -- entering -------------------------------------------------------------------------------------
 

@@ -1,10 +1,11 @@
-"""The command line: ``causaltrace run`` and ``causaltrace demo``; one file per command."""
+"""The command line; one file per command."""
 
 from __future__ import annotations
 
 import typer
 
 from causaltrace.cli.demo import demo
+from causaltrace.cli.ops import ops
 from causaltrace.cli.run import run
 
 app = typer.Typer(
@@ -15,6 +16,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("run", context_settings={"allow_interspersed_args": False})(run)
+app.command("ops", context_settings={"allow_interspersed_args": False})(ops)
 app.command(
     "demo",
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},

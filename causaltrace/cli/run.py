@@ -2,73 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Annotated
-
-import typer
-
-from causaltrace.cli.exits import exit_code
-from causaltrace.cli.script import Script, format_error
-from causaltrace.cli.watching import Watching
-from causaltrace.report.json import reports_to_json
-from causaltrace.report.model import Report
+from causaltrace.cli.script import Script
+from causaltrace.cli.watched import Arguments, JsonOption, ModuleOption, ScriptArgument, run_watched
 from causaltrace.report.text import render
-from causaltrace.watch import ViolationError
-
-NOTHING_WATCHED = (
-    "causaltrace: the script opened no watch and labelled nothing. Put its scoring loop inside "
-    "'with causaltrace.watch(tokens):', or call 'causaltrace.label(tokens)' before it."
-)
-
-_Script = Annotated[
-    str, typer.Argument(help="Script file, or with -m the name of a module.", metavar="SCRIPT")
-]
-_Args = Annotated[list[str] | None, typer.Argument(help="Arguments of the script.", metavar="ARGS")]
-_Module = Annotated[bool, typer.Option("-m", help="SCRIPT is the name of a module.")]
-_Json = Annotated[
-    Path | None, typer.Option("--json", help="Also write the report here, as JSON.", dir_okay=False)
-]
 
 
-def run(script: _Script, args: _Args = None, module: _Module = False, json: _Json = None) -> None:
+def run(
+    script: ScriptArgument, args: Arguments = None, module: ModuleOption = False, json: JsonOption = None
+) -> None:
     """Run a script that calls causaltrace.watch or causaltrace.label, and print the report.
 
     Options of causaltrace come before SCRIPT, those of the script after it.
     Exit codes: 0 clean, 1 violation, 2 error, 3 unverified.
     """
-    with Watching() as watching:
-        error = Script(script, args or (), module).run()
-        watching.close(error)
-    reports = watching.reports
-    _show(reports)
-    failed = error is not None and not _is_verdict(error, reports)
-    if error is not None and failed:
-        typer.echo(format_error(error), err=True, nl=False)
-    elif not reports:
-        typer.echo(NOTHING_WATCHED, err=True)
-    if json is not None and reports:
-        failed |= not _write(json, reports)
-    raise typer.Exit(exit_code(reports, failed))
-
-
-def _show(reports: Sequence[Report]) -> None:
-    for i, report in enumerate(reports, 1):
-        typer.echo()
-        if len(reports) > 1:
-            typer.echo(f"watch {i} of {len(reports)}")
-        render(report)
-
-
-def _is_verdict(error: BaseException, reports: Sequence[Report]) -> bool:
-    """Did the script end because it raised its own report (``trace.raise_if_violation()``)?"""
-    return isinstance(error, ViolationError) and any(r.status == "violation" for r in reports)
-
-
-def _write(path: Path, reports: Sequence[Report]) -> bool:
-    try:
-        path.write_text(reports_to_json(reports) + "\n", encoding="utf-8")
-    except OSError as error:
-        typer.echo(f"causaltrace: cannot write {path}: {error.strerror}", err=True)
-        return False
-    return True
+    raise run_watched(Script(script, args or (), module), json, render)

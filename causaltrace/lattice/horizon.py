@@ -57,6 +57,8 @@ class Horizon:
         if x.numel() == x.shape[-1]:
             value = tuple(x.flatten().tolist())
             return value, value
+        if not x.numel():
+            return (self.bottom,) * self.width, (self.bottom,) * self.width
         low, high = torch.aminmax(x.reshape(-1, x.shape[-1]), dim=0)
         return tuple(low.tolist()), tuple(high.tolist())
 

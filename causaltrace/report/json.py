@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from causaltrace.report.model import Finding, Hop, Notice, Report
+from causaltrace.report.model import Finding, Hop, Notice, OpUse, Report
 from causaltrace.site import Site
 
 SCHEMA = "causaltrace-report/1"
@@ -61,6 +61,7 @@ def to_dict(report: Report) -> dict[str, Any]:
         "escapes": escapes,
         "notes": notes,
         "positions": [int(p) for p in report.positions],
+        "ops": [[use.op, use.calls, use.handled, use.detail] for use in report.ops],
         "sites": site.rows(),
     }
 
@@ -140,6 +141,7 @@ def _read(data: Mapping[str, Any]) -> Report:
         notes=notices("notes"),
         labels=data["labels"],
         error=data["error"],
+        ops=[OpUse(*use) for use in data["ops"]],
     )
 
 

@@ -20,6 +20,7 @@ KINDS: dict[str, str] = {
     "CT006": "position scored twice",
     "CT090": "opaque operation",
     "CT091": "value left torch",
+    "CT096": "rule of the user's",
 }
 
 #: The condition each finding breaks (parameter-golf issue #1017); CT003 breaks C1 and C3.
@@ -75,6 +76,18 @@ class Notice:
     blocking: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class OpUse:
+    """An operation that the watched program ran ``calls`` times. ``handled``: "rule" (a row of its own),
+    "derived" (from a schema or a tag), "decomposed", "registered" (by the user) or "conservative" (all of its
+    inputs may have reached all of its outputs); ``detail``: from what, or where."""
+
+    op: str
+    calls: int
+    handled: str
+    detail: str = ""
+
+
 @dataclass(slots=True)
 class Report:
     """The result of one watch."""
@@ -89,6 +102,7 @@ class Report:
     notes: list[Notice] = field(default_factory=list)
     labels: int = 0
     error: str | None = None
+    ops: list[OpUse] = field(default_factory=list)
 
     @property
     def scored(self) -> int:

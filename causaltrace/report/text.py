@@ -13,7 +13,7 @@ from rich.text import Text
 from causaltrace.report import summary
 from causaltrace.report.model import KINDS, Finding, Hop, Notice, Report
 
-_STYLE = {
+STYLE = {
     "clean": "bold green",
     "violation": "bold red",
     "unverified": "bold yellow",
@@ -59,9 +59,9 @@ def renderable(report: Report) -> RenderableType:
         Text(),
         _orders(report),
         *_findings(groups),
-        *_notices("Opaque operations", report.opaque),
-        *_notices("Values that left torch", report.escapes),
-        *_notices("Notes", summary.other_notes(report)),
+        *notices("Opaque operations", report.opaque),
+        *notices("Values that left torch", report.escapes),
+        *notices("Notes", summary.other_notes(report)),
         Text(),
         Text(summary.SCOPE, style="dim"),
     )
@@ -73,7 +73,7 @@ def _stripped(buffer: io.StringIO) -> str:
 
 def _headline(report: Report) -> Iterator[RenderableType]:
     title = Text("causaltrace: ")
-    title.append(report.status.upper(), style=_STYLE[report.status])
+    title.append(report.status.upper(), style=STYLE[report.status])
     yield title
     yield Text(summary.headline(report))
     if report.error is not None:
@@ -91,9 +91,7 @@ def _conditions(report: Report, groups: Sequence[summary.Group]) -> RenderableTy
     table.add_column(no_wrap=True)
     table.add_column(ratio=1)
     for condition, name, verdict, reason in summary.conditions(report, groups):
-        table.add_row(
-            condition, name, Text(verdict, style=_STYLE.get(verdict, "")), Text(reason, style="dim")
-        )
+        table.add_row(condition, name, Text(verdict, style=STYLE.get(verdict, "")), Text(reason, style="dim"))
     return table
 
 
@@ -104,7 +102,7 @@ def _orders(report: Report) -> RenderableType:
     for order, status in report.orders.items():
         table.add_row(
             f"{order} order",
-            Text(status, style=_STYLE.get(status, "")),
+            Text(status, style=STYLE.get(status, "")),
             Text(summary.ORDERS.get(order, ""), style="dim"),
         )
     return table
@@ -162,7 +160,7 @@ def _step(step: summary.Step) -> Iterator[RenderableType]:
     yield _indent(Text(facts, style="dim"), 6)
 
 
-def _notices(title: str, notices: Sequence[Notice]) -> Iterator[RenderableType]:
+def notices(title: str, notices: Sequence[Notice]) -> Iterator[RenderableType]:
     if not notices:
         return
     yield Text()

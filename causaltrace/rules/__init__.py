@@ -23,6 +23,7 @@ from causaltrace.rules import (
     encoder,
     fallback,
     index,
+    jagged,
     linalg,
     loss,
     matmul,
@@ -44,10 +45,13 @@ MOVE, POINT, LEAVE, READ, FREE, VIEW, OPAQUE = "move", "point", "leave", "read",
 
 
 class Rule(NamedTuple):
-    """``fn(op)`` gives the supports of the outputs."""
+    """``fn(op)`` gives the supports of the outputs. ``source``: where a user registered it; ``reads``: the
+    argument that its classes are read at."""
 
     kind: str
     fn: Callable[[OpCall], Result]
+    source: str = ""
+    reads: str = ""
 
 
 def _rows(kind: str, fn: Callable[[OpCall], Result], names: str) -> dict[str, Rule]:
@@ -89,6 +93,9 @@ TABLE: dict[str, Rule] = {
     **_rows(MOVE, numbered.as_strided_scatter, "as_strided_scatter"),
     **_rows(MOVE, numbered.chunk_cat, "_chunk_cat"),
     **_rows(MOVE, numbered.pack_padded, "_pack_padded_sequence"),
+    # rows of several lengths: S(offsets) | S of the row that moved
+    **_rows(MOVE, jagged.to_padded, "_jagged_to_padded_dense_forward"),
+    **_rows(MOVE, jagged.to_packed, "_padded_dense_to_jagged_forward"),
     **_rows(LEAVE, move.unfold_backward, "unfold_backward"),
     **_rows(MOVE, move.where, "where"),
     **_rows(MOVE, move.masked_fill, "masked_fill"),
@@ -127,10 +134,11 @@ TABLE: dict[str, Rule] = {
     **_rows(POINT, pointwise.addcmul, "addcmul"),
     **_rows(POINT, pointwise.fill, "fill"),
     **_rows(POINT, pointwise.div, "div"),
+    **_rows(POINT, pointwise.heaviside, "heaviside"),
     **_rows(POINT, pointwise.join, "sub rsub lerp addcdiv maximum minimum dropout native_dropout "
             "masked_scale real imag complex polar _to_cpu nan_to_num clamp hardtanh threshold prelu "
             "_prelu_kernel native_dropout_backward_mask hardswish hardsigmoid celu "
-            "softshrink hardshrink floor_divide gcd lcm heaviside "
+            "softshrink hardshrink floor_divide gcd lcm "
             "binary_cross_entropy_with_logits_backward _add_relu _standard_gamma_grad gelu softplus mish "
             "xlogy isinf log_sigmoid_forward"),
     **_rows(LEAVE, pointwise.rrelu, "rrelu_with_noise"),
@@ -164,7 +172,7 @@ TABLE: dict[str, Rule] = {
             "_histogramdd_from_bin_tensors dist allclose"),
     **_rows(LEAVE, reduce.rows, "multinomial"),
     **_rows(LEAVE, reduce.searched, "searchsorted bucketize isin"),
-    **_rows(LEAVE, reduce.whole, "bincount equal is_nonzero _local_scalar_dense item _is_all_true "
+    **_rows(LEAVE, reduce.whole, "bincount equal _local_scalar_dense item _is_all_true "
             "_is_any_true"),
     # samplers that draw as often as the values ask for: what the generator yields next depends on them
     **_rows(LEAVE, reduce.whole, "poisson binomial _standard_gamma _sample_dirichlet"),
@@ -196,6 +204,8 @@ TABLE: dict[str, Rule] = {
     **_rows(LEAVE, matmul.dot, "dot vdot"),
     **_rows(LEAVE, matmul.ger, "ger outer addr"),
     **_rows(LEAVE, matmul.scaled_mm, "_scaled_mm"),
+    # rows of group g times matrix g: S(row) | S(matrices) | S(where groups end)
+    **_rows(LEAVE, matmul.grouped_mm, "_grouped_mm"),
     **_rows(LEAVE, matmul.distances, "_cdist_forward _euclidean_dist"),
     **_rows(LEAVE, matmul.distances_backward, "_cdist_backward"),
     **_rows(LEAVE, matmul.pairs, "_pdist_forward"),
@@ -216,6 +226,11 @@ TABLE: dict[str, Rule] = {
     # -- recurrences: S(out[t]) = union of S(x[s]) over s <= t | S(first state) | S(weights)
     **_rows(LEAVE, recurrent.layer, "mkldnn_rnn_layer"),
     **_rows(LEAVE, recurrent.layer_backward, "mkldnn_rnn_layer_backward"),
+    **_rows(LEAVE, recurrent.gpu_layers, "_cudnn_rnn miopen_rnn"),
+    **_rows(LEAVE, recurrent.gpu_layers_backward, "_cudnn_rnn_backward miopen_rnn_backward"),
+    **_rows(LEAVE, reduce.whole, "_cudnn_rnn_flatten_weight"),
+    **_rows(LEAVE, recurrent.gpu_cell, "_thnn_fused_lstm_cell _thnn_fused_gru_cell "
+            "_thnn_fused_lstm_cell_backward_impl _thnn_fused_gru_cell_backward"),
     # -- convolutions: S(weight) | S(bias) | union over the window
     **_rows(LEAVE, conv.convolution, "convolution _convolution convolution_overrideable"),
     **_rows(LEAVE, conv.convolution_backward, "convolution_backward convolution_backward_overrideable"),
@@ -266,6 +281,8 @@ TABLE: dict[str, Rule] = {
     **_rows(LEAVE, norm.weight_norm_backward, "_weight_norm_interface_backward"),
     # -- losses: readouts when the target is a verbatim label
     **_rows(READ, loss.nll_loss, "nll_loss_forward nll_loss2d_forward"),
+    **_rows(READ, loss.chunked, "_linear_cross_entropy_batch_chunked_no_reduction"),
+    **_rows(READ, loss.chunked_sum, "_linear_cross_entropy_batch_chunked"),
     **_rows(LEAVE, loss.nll_loss_backward, "nll_loss_backward nll_loss2d_backward"),
     **_rows(LEAVE, loss.mse_like, "mse_loss smooth_l1_loss huber_loss binary_cross_entropy l1_loss "
             "binary_cross_entropy_with_logits soft_margin_loss"),
@@ -274,8 +291,6 @@ TABLE: dict[str, Rule] = {
     **_rows(LEAVE, loss.margin_backward, "multi_margin_loss_backward multilabel_margin_loss_backward"),
     **_rows(LEAVE, loss.ctc, "_ctc_loss"),
     **_rows(LEAVE, loss.ctc_backward, "_ctc_loss_backward"),
-    **_rows(LEAVE, loss.chunked, "_linear_cross_entropy_batch_chunked_no_reduction"),
-    **_rows(LEAVE, reduce.whole, "_linear_cross_entropy_batch_chunked"),
     # -- optimizers: parameter i and its state depend on everything of parameter i
     **_rows(LEAVE, optim.fused, "_fused_adam _fused_adamw _fused_sgd _fused_adagrad"),
     **_rows(LEAVE, optim.unscale, "_amp_foreach_non_finite_check_and_unscale"),
@@ -286,9 +301,16 @@ POINTWISE = Rule(POINT, pointwise.join)
 UNKNOWN = Rule(OPAQUE, fallback.opaque)
 
 
+#: Namespaces that the names in the table are of. Elsewhere ``mul`` or ``rms_norm`` may be anything.
+NAMESPACES = ("aten", "profiler", "torch_nn")
+
+
 def functional_name(func: torch._ops.OpOverload) -> str:
     """``aten::_foreach_add_.List`` gives ``add``: the row that a variant shares with its functional form."""
-    name: str = func._schema.name.split("::")[1]
+    qualified: str = func._schema.name
+    namespace, name = qualified.split("::")
+    if namespace not in NAMESPACES:
+        return qualified
     if name.endswith("_") and not name.endswith("__"):
         name = name[:-1]
     if name in TABLE:
@@ -296,10 +318,18 @@ def functional_name(func: torch._ops.OpOverload) -> str:
     return name.removeprefix("_foreach_")
 
 
-def find(func: torch._ops.OpOverload) -> Rule:
+def registered_name(func: torch._ops.OpOverload | torch._ops.HigherOrderOperator) -> str:
+    """The row of a rule that a user registered: ``mylib.norm.default``, ``higher_order.cond``."""
+    return f"{func.namespace}.{func}" if isinstance(func, torch._ops.HigherOrderOperator) else str(func)
+
+
+def find(func: torch._ops.OpOverload | torch._ops.HigherOrderOperator) -> Rule:
     """The rule of an op: its row, else the pointwise rule by tag, else unknown."""
-    row = TABLE.get(functional_name(func))
+    row = TABLE.get(registered_name(func))
+    if isinstance(func, torch._ops.HigherOrderOperator):
+        return row or UNKNOWN
+    row = row or TABLE.get(functional_name(func))
     if row is not None:
         return row
-    foreach = func._schema.name.split("::")[1].startswith("_foreach_")
+    foreach = func._schema.name.startswith("aten::_foreach_")
     return POINTWISE if fallback.pointwise_tag(func) or foreach else UNKNOWN

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from causaltrace.lattice.cells import Cells
 from causaltrace.rules.call import OpCall, Result, live
-from causaltrace.rules.scatter import LAND_LIMIT, _land
+from causaltrace.rules.scatter import LAND_LIMIT, land
 
 MEAN, MAX = 1, 2
 
@@ -46,7 +46,7 @@ def _landed(op: OpCall, c: Cells | None, rows: Tensor, count: int) -> Cells | No
     if count * last > LAND_LIMIT:
         return op.lattice.everything(c, 2)
     places = rows.unsqueeze(-1) * last + torch.arange(last, device=rows.device)
-    return _land(op, None, c, (count, last), places, places.shape, False)
+    return land(op, None, c, (count, last), places, places.shape, False)
 
 
 def _layout(op: OpCall) -> Cells | None:
@@ -103,10 +103,14 @@ def backward(op: OpCall) -> Result:
     if mode == MAX:
         winners = lattice.everything(op.cells("maximum_indices"), 2)
         return lattice.join(lattice.everything(values, 2), lattice.everything(named, 2), winners, everywhere)
-    if named is not None or values is None or values.uniform:
-        return lattice.join(lattice.everything(values, 2), lattice.everything(named, 2), everywhere)
-    kept = lattice.keep(values, (index != op.get("padding_idx", -1)).unsqueeze(1))
-    return lattice.join(_landed(op, kept, index, rows), everywhere)
+    if values is not None and not values.uniform:
+        vouching = None if op.cells("indices") is None else lattice.keep(own, ~alive)
+        everywhere = lattice.join(everywhere, lattice.everything(vouching, 2))
+        values = lattice.keep(values, (index != op.get("padding_idx", -1)).unsqueeze(1))
+        values = _landed(op, values, index, rows)
+    else:
+        values = lattice.everything(values, 2)
+    return lattice.join(values, lattice.everything(named, 2), everywhere)
 
 
 def weights_backward(op: OpCall) -> Result:

@@ -13,6 +13,20 @@ from causaltrace.lattice.cells import Algebra, Cells
 Result = Cells | None | list[Cells | None]
 
 
+def tensors(value: Any) -> list[Tensor]:
+    """Tensors in an argument or a result: itself, or in lists and tuples."""
+    if isinstance(value, Tensor):
+        return [value]
+    out: list[Tensor] = []
+    if isinstance(value, (list, tuple)):
+        for v in value:
+            if isinstance(v, Tensor):
+                out.append(v)
+            elif isinstance(v, (list, tuple)):
+                out += tensors(v)
+    return out
+
+
 class OpCall:
     """One operation, seen on one plane.
 
@@ -21,7 +35,7 @@ class OpCall:
     ``out`` is what the op returned, or None when the rule runs before an in-place op.
     """
 
-    __slots__ = ("_cells", "args", "backward", "bare", "lattice", "name", "out", "plane", "selects")
+    __slots__ = ("_cells", "args", "backward", "bare", "full", "lattice", "name", "out", "plane", "selects")
 
     def __init__(
         self,
@@ -34,11 +48,14 @@ class OpCall:
         out: Any = None,
         selects: bool = False,
         bare: Callable[[Tensor], Cells | None] | None = None,
+        full: Callable[[Tensor], Cells | None] | None = None,
     ) -> None:
         self.name, self.args, self._cells, self.lattice = name, args, cells, lattice
         self.plane, self.backward, self.out, self.selects = plane, backward, out, selects
         #: As ``of``, without the labels that a tensor's elements themselves are.
         self.bare = bare or cells
+        #: As ``of``, with these labels in any case.
+        self.full = full or cells
 
     def get(self, name: str, default: Any = None) -> Any:
         return self.args.get(name, default)
@@ -64,6 +81,10 @@ class OpCall:
             elif isinstance(value, (list, tuple)):
                 out += [v for v in value if isinstance(v, Tensor)]
         return out
+
+    def outputs(self) -> list[Tensor]:
+        """Every tensor of the result, lists flattened; what is none (numbers, None) is left out."""
+        return tensors(self.out)
 
     @property
     def moves_values(self) -> bool:
@@ -148,11 +169,13 @@ def absorb(
 def matters(op: OpCall, factor: Tensor, own: Cells | None, partner: Tensor) -> bool:
     """Is it worth looking for zeros in ``factor``? Only precision is at stake, never soundness.
 
-    Gradients, masks and broadcast factors often hold exact zeros; a weight or an activation does not. In a
-    backward pass these are told from gradients by requiring grad.
+    Gradients, masks and broadcast factors often hold exact zeros, and so does a matrix of pairs (decays
+    between positions, masked); a weight or an activation does not. In a backward pass these are told from
+    gradients by requiring grad.
     """
     if factor.requires_grad:
         return False
-    return (
-        op.backward or own is None or not factor.dtype.is_floating_point or factor.numel() < partner.numel()
-    )
+    if op.backward or own is None or not factor.dtype.is_floating_point:
+        return True
+    sizes = [n for n in own.dims if n != 1]
+    return factor.numel() < partner.numel() or len(set(sizes)) < len(sizes)

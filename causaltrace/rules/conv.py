@@ -14,6 +14,7 @@ from torch import Tensor
 
 from causaltrace.lattice.cells import Cells
 from causaltrace.rules.call import OpCall, Result
+from causaltrace.rules.unfold import Small
 
 Ints = Sequence[int]
 
@@ -76,8 +77,10 @@ def _channels(op: OpCall, c: Cells | None, groups: int, out: int) -> Cells | Non
     return op.lattice.move(joined, lambda data: data.repeat_interleave(out // groups, 1))
 
 
-def _per_channel(op: OpCall, c: Cells | None, ndim: int) -> Cells | None:
-    return None if c is None else op.lattice.reshaped(c, (1, *c.dims, *(1,) * (ndim - 2)))
+def _bias(op: OpCall, ndim: int, lead: int) -> Cells | None:
+    """S(bias) ``[C]`` for a result of ``ndim`` dims, ``lead`` of them before the places."""
+    c = op.cells("bias")
+    return None if c is None else op.lattice.reshaped(c, ((1,) * (lead - 1) + c.dims + (1,) * (ndim - lead)))
 
 
 def _through(op: OpCall, window: _Window, c: Cells | None, forward: bool) -> Cells | None:
@@ -95,6 +98,8 @@ def convolution(op: OpCall) -> Result:
     c = op.cells("input")
     if lead == 1 and c is not None:  # no batch dim
         c = lattice.unsqueeze(c, 0)
+    if Small.fits(op, "input", out):
+        return lattice.join(Small(op, "input", out).forward(out), _bias(op, out.ndim, lead))
     transposed = bool(op.get("transposed", False))
     sizes = x.shape[lead:], out.shape[lead:]
     window = _Window(op, *(sizes[::-1] if transposed else sizes), weight)
@@ -103,8 +108,10 @@ def convolution(op: OpCall) -> Result:
     own = op.cells("weight")
     if own is not None:
         own = lattice.everything(own, weight.ndim) if transposed else _weights(op, own)
-    result = lattice.join(read, own, _per_channel(op, op.cells("bias"), weight.ndim))
-    return lattice.squeeze(result, [0]) if lead == 1 and result is not None else result
+    result = lattice.join(read, own)
+    if lead == 1 and result is not None:
+        result = lattice.squeeze(result, [0])
+    return lattice.join(result, _bias(op, out.ndim, lead))
 
 
 def _weights(op: OpCall, own: Cells) -> Cells | None:
@@ -123,9 +130,13 @@ def convolution_backward(op: OpCall) -> Result:
     grad, x, weight = op.tensor("grad_output"), op.tensor("input"), op.tensor("weight")
     transposed = bool(op.get("transposed", False))
     groups = op.get("groups", 1)
+    own = op.cells("grad_output")
+    dbias = lattice.reduce(own, [d for d in range(grad.ndim) if d != 1], keepdim=False)
+    if Small.fits(op, "input", grad):
+        small = Small(op, "input", grad)
+        return [small.to_input(), small.to_weight(), dbias]
     sizes = x.shape[2:], grad.shape[2:]
     window = _Window(op, *(sizes[::-1] if transposed else sizes), weight)
-    own = op.cells("grad_output")
     back = _through(op, window, _channels(op, own, groups, x.shape[1]), transposed)
     dx = lattice.join(back, lattice.everything(op.cells("weight"), x.ndim))
     window.taps = list(itertools.product(*[range(k) for k in weight.shape[2:]]))
@@ -137,5 +148,4 @@ def convolution_backward(op: OpCall) -> Result:
     gathered = lattice.everything(own)
     both = lattice.join(gathered, through)
     dweight = None if both is None else lattice.reshaped(both, (1,) * weight.ndim)
-    dbias = lattice.reduce(own, [d for d in range(grad.ndim) if d != 1], keepdim=False)
     return [dx, dweight, dbias]

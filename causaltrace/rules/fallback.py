@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
-from causaltrace.lattice.cells import Cells
 from causaltrace.rules.call import OpCall, Result
 
 
@@ -19,14 +17,7 @@ def opaque(op: OpCall) -> Result:
     whole = op.lattice.join(*[op.lattice.everything(op.of(t)) for t in op.inputs()])
     if whole is None:
         return None
-    outs = op.out if isinstance(op.out, (tuple, list)) else [op.out]
-    flat: list[object] = []
-    for o in outs:
-        flat += o if isinstance(o, (tuple, list)) else [o]
-    cells: list[Cells | None] = [
-        op.lattice.reshaped(whole, (1,) * o.ndim) if isinstance(o, Tensor) else None for o in flat
-    ]
-    return cells
+    return [op.lattice.reshaped(whole, (1,) * t.ndim) for t in op.outputs()]
 
 
 def pointwise_tag(func: torch._ops.OpOverload) -> bool:

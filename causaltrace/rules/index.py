@@ -15,11 +15,16 @@ from causaltrace.lattice.cells import Cells
 from causaltrace.rules.call import OpCall, Result
 
 
+def index_cells(op: OpCall, places: int) -> Cells | None:
+    """S(index), where values are moved and where there is more than one place to choose from."""
+    return op.cells("index") if op.moves_values and places > 1 else None
+
+
 def embedding(op: OpCall) -> Result:
     """out[i] = S(index_i) | S(row index_i)."""
     lattice = op.lattice
     index, table = op.tensor("indices"), op.cells("weight")
-    where = op.cells("indices")
+    where = op.cells("indices") if op.tensor("weight").shape[0] > 1 else None
     where = None if where is None else lattice.unsqueeze(where, len(where.dims))
     if table is None:
         return where
@@ -42,7 +47,7 @@ def gather(op: OpCall) -> Result:
     x, index = op.tensor("self"), op.tensor("index")
     c = op.cells("self")
     if not x.ndim or not index.ndim:
-        return lattice.join(c, op.cells("index") if op.moves_values else None)
+        return lattice.join(c, index_cells(op, x.numel()))
     dim = op.dim()
     if c is not None:
         if op.selects and op.moves_values:
@@ -64,7 +69,7 @@ def gather(op: OpCall) -> Result:
                 ),
                 held=index.numel() * 8,
             )
-    return lattice.join(c, op.cells("index") if op.moves_values else None)
+    return lattice.join(c, index_cells(op, x.shape[dim]))
 
 
 def _narrowed(op: OpCall, c: Cells, shape: torch.Size, dim: int) -> Cells:
@@ -81,11 +86,11 @@ def index_select(op: OpCall) -> Result:
     lattice = op.lattice
     c, index = op.cells("self"), op.tensor("index")
     if not op.tensor("self").ndim:
-        return lattice.join(c, lattice.everything(op.cells("index")) if op.moves_values else None)
+        return c
     dim = op.dim()
     if c is not None and c.dims[dim] != 1:
         c = lattice.move(c, lambda data: data.index_select(dim, index), held=index.numel() * 8)
-    where = op.cells("index") if op.moves_values else None
+    where = index_cells(op, op.tensor("self").shape[dim])
     if where is not None:
         shape = [1] * op.tensor("self").ndim
         shape[dim] = where.data.shape[0] if len(where.dims) else 1
@@ -221,7 +226,7 @@ def take(op: OpCall) -> Result:
         )
     elif c is not None:
         c = lattice.reshaped(c, (1,) * index.ndim)
-    return lattice.join(c, op.cells("index") if op.moves_values else None)
+    return lattice.join(c, index_cells(op, x.numel()))
 
 
 def repeats(op: OpCall) -> Result:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from causaltrace.lattice.cells import Cells
 from causaltrace.rules.call import OpCall, Result, absorb
-from causaltrace.rules.scatter import _land
+from causaltrace.rules.scatter import land
 
 
 def class_dim(op: OpCall) -> int:
@@ -16,6 +16,8 @@ def class_dim(op: OpCall) -> int:
 
 def rows(op: OpCall) -> Cells | None:
     """S(row) of every position: union over the class dim, less positions that are ignored."""
+    if "linear_weight" in op.args:
+        return _linear_rows(op)
     x = op.tensor("self")
     row = op.lattice.reduce(op.cells("self"), [class_dim(op)], keepdim=False)
     if x.ndim == 1:
@@ -34,7 +36,9 @@ def nll_loss(op: OpCall) -> Result:
     reduction = op.get("reduction", 1)
     if reduction == 0:
         return [per, None]
-    counted = index if _weighs(op) else op.bare(target)  # who is ignored may be computed from labels
+    counted = (
+        op.full(target) if _weighs(op) else op.bare(target)
+    )  # who is ignored may be computed from labels
     total = lattice.join(lattice.everything(counted), weight)
     return [lattice.join(lattice.everything(per), total if reduction == 1 else None), total]
 
@@ -157,7 +161,7 @@ def _sequences(op: OpCall) -> Cells | None:
         owner = torch.searchsorted(count.cumsum(0), places, right=True)
         inside = owner < len(count)
         named = lattice.keep(named, inside)
-        named = _land(op, None, named, (len(count),), owner.clamp(max=len(count) - 1), owner.shape, False)
+        named = land(op, None, named, (len(count),), owner.clamp(max=len(count) - 1), owner.shape, False)
     return lattice.join(read, named, *lengths)
 
 
@@ -186,12 +190,26 @@ def ctc_backward(op: OpCall) -> Result:
     return lattice.join(lattice.keep(out, inside.unsqueeze(-1)), beyond)
 
 
-def chunked(op: OpCall) -> Result:
-    """Linear layer and cross-entropy in one, a row at a time: S(row) | S(target) | S(weights)."""
-    lattice, x = op.lattice, op.tensor("input")
+def _linear_rows(op: OpCall) -> Cells | None:
+    """``rows``, where the linear layer belongs to the op: S(row of the input) | S(weights)."""
+    lattice, x, target = op.lattice, op.tensor("input"), op.tensor("target")
     weights = [lattice.everything(op.cells(n), 1) for n in ("linear_weight", "linear_bias", "weight")]
-    rows = lattice.reduce(op.cells("input"), [x.ndim - 1], keepdim=False)
+    out = lattice.join(lattice.reduce(op.cells("input"), [x.ndim - 1], keepdim=False), *weights)
+    return out if target.is_floating_point() else lattice.keep(out, target != op.get("ignore_index", -100))
+
+
+def chunked(op: OpCall) -> Result:
+    """Linear layer and cross-entropy in one, a row at a time: S(row) | S(target)."""
     named, target = op.cells("target"), op.tensor("target")
     if named is not None and target.ndim > 1:
-        named = lattice.reduce(named, [target.ndim - 1], keepdim=False)
-    return lattice.join(rows, named, *weights)
+        named = op.lattice.reduce(named, [target.ndim - 1], keepdim=False)
+    return op.lattice.join(rows(op), named)
+
+
+def chunked_sum(op: OpCall) -> Result:
+    """The same, summed, with the gradients of inputs and weights: S(everything), labels included."""
+    lattice = op.lattice
+    whole = [lattice.join(*[lattice.everything(of(t)) for t in op.inputs()]) for of in (op.of, op.full)]
+    loss, *gradients = op.out
+    made = [None if whole[1] is None else lattice.reshaped(whole[1], (1,) * t.ndim) for t in gradients]
+    return [None if whole[0] is None else lattice.reshaped(whole[0], (1,) * loss.ndim), *made]

@@ -218,6 +218,26 @@ def ger(op: OpCall) -> Result:
     return _plus(op, out) if "vec1" in op.args else out
 
 
+def grouped_mm(op: OpCall) -> Result:
+    """_grouped_mm: ``offs`` shares out the rows (or columns, or the contracted dim) among the matrices of a
+    batch: union over the contracted dim | S(offs). A zero row of a gradient cuts its partner."""
+    lattice = op.lattice
+    a, b, offs = op.tensor("self"), op.tensor("mat2"), op.args.get("offs")
+    ca, cb = op.cells("self"), op.cells("mat2")
+    if a.ndim == b.ndim:  # both are shared out along the contracted dim, or neither is
+        out = product(op, a, b, ca, cb)
+        out = None if out is None else lattice.aligned(out, 3)
+    else:  # which matrix a row or column meets is not told apart
+        rows, columns = lattice.reduce(ca, [a.ndim - 1]), lattice.reduce(cb, [b.ndim - 2])
+        if a.ndim == 3:
+            rows = lattice.reduce(rows, [0], keepdim=False)
+        if b.ndim == 3:
+            columns = lattice.reduce(columns, [0], keepdim=False)
+        out = lattice.join(rows, columns)
+    shared = lattice.everything(op.of(offs))
+    return lattice.join(out, shared, op.cells("bias"))
+
+
 def scaled_mm(op: OpCall) -> Result:
     """_scaled_mm: A @ B with scales, a bias and an output scale."""
     lattice = op.lattice

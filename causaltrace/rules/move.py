@@ -14,6 +14,7 @@ from torch import Tensor
 
 from causaltrace.lattice.cells import Cells
 from causaltrace.rules.call import OpCall, Result, live, varied
+from causaltrace.rules.pointwise import MASK_VALUE
 
 
 def same(op: OpCall) -> Result:
@@ -185,11 +186,29 @@ def _choose(op: OpCall, cond: Tensor, yes: Any, no: Any) -> Cells | None:
     if cy is cn:
         return cy
     if op.moves_values:
-        dims = varied(cy, cn, ndim=cond.ndim)
+        dims = varied(cy, cn, ndim=cond.ndim) | _spread(cond, yes) | _spread(cond, no)
+        if any(map(_hides, (yes, no))):  # scores of keys: each query has keys of its own
+            dims |= {d for d in range(cond.ndim) if cond.shape[d] != 1 and cond.stride(d) != 0}
         picked_yes = live(cond, tuple(dims)) if cond.ndim else cond
         picked_no = live(~cond, tuple(dims)) if cond.ndim else ~cond
         return lattice.join(lattice.keep(cy, _align(picked_yes, cy)), lattice.keep(cn, _align(picked_no, cn)))
     return lattice.join(lattice.keep(cy, _align(cond, cy)), lattice.keep(cn, _align(~cond, cn)))
+
+
+def _hides(value: Any) -> bool:
+    """Is this the value that hides a key from a softmax? Looked at on the host only."""
+    if isinstance(value, Tensor):
+        return value.ndim == 0 and value.device.type == "cpu" and bool(value <= MASK_VALUE)
+    return isinstance(value, float) and value <= MASK_VALUE
+
+
+def _spread(cond: Tensor, branch: Any) -> set[int]:
+    """The dims of a condition along which a branch is broadcast: it may be taken here and not there."""
+    if not isinstance(branch, Tensor) or branch.numel() == 1:
+        return set()
+    shift = cond.ndim - branch.ndim
+    dims = [d for d in range(max(shift, 0), cond.ndim) if cond.shape[d] != 1]
+    return {d for d in dims if branch.shape[d - shift] == 1 or branch.stride(d - shift) == 0}
 
 
 def _align(mask: Tensor, c: Cells | None) -> Tensor:

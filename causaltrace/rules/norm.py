@@ -159,32 +159,30 @@ def group_norm(op: OpCall) -> Result:
     return [out, stats, stats]
 
 
+def _spread(op: OpCall, stats: Cells | None, x: Tensor) -> Cells | None:
+    """Statistics ``[N, groups]`` over the channels and positions that they are of."""
+    if stats is None:
+        return None
+    batch, groups = stats.dims
+    if groups not in (1, x.shape[1]):
+        stats = op.lattice.move(stats, lambda data: data.repeat_interleave(x.shape[1] // groups, 1))
+        groups = x.shape[1]
+    return op.lattice.reshaped(stats, (batch, groups, *(1,) * (x.ndim - 2)))
+
+
 def group_norm_backward(op: OpCall) -> Result:
-    """(dx, dweight, dbias); a sample of zero gradient stays zero."""
+    """(dx, dweight, dbias); a group of zero gradient stays zero."""
     lattice = op.lattice
     grad, x, groups = op.tensor("grad_out"), op.tensor("input"), op.args["group"]
     own, c = op.cells("grad_out"), op.cells("input")
-    stats = lattice.reduce(lattice.join(op.cells("mean"), op.cells("rstd")), [1])
-    stats = None if stats is None else lattice.reshaped(stats, (stats.dims[0], 1, *(1,) * (x.ndim - 2)))
-    flags = grad.ne(0).flatten(1).any(1).to(grad.dtype).reshape(-1, *(1,) * (x.ndim - 1))
-    rest = lattice.join(
-        _grouped(op, c, groups), stats, lattice.reduce(_channels(op, op.cells("weight"), x.ndim), [1])
-    )
-    gathered = (
-        lattice.reduce(own, range(1, x.ndim))
-        if own is not None and _partly(grad)
-        else _grouped(op, own, groups)
-    )
-    dx = absorb(op, flags, gathered, rest)
-    dweight = lattice.reduce(
-        lattice.join(own, absorb(op, flags, gathered, lattice.join(c, stats))), _others(x.ndim), keepdim=False
-    )
-    return [dx, dweight, lattice.reduce(own, _others(x.ndim), keepdim=False)]
-
-
-def _partly(grad: Tensor) -> bool:
-    """Is some sample's gradient zero, so that it is the whole sample that vouches for it?"""
-    return grad.device.type != "cpu" or not bool(grad.ne(0).flatten(1).any(1).all())
+    stats = _spread(op, lattice.join(op.cells("mean"), op.cells("rstd")), x)
+    weight = _grouped(op, _channels(op, op.cells("weight"), x.ndim), groups)
+    some = grad.ne(0).reshape(x.shape[0], groups, -1).any(-1).repeat_interleave(x.shape[1] // groups, 1)
+    some = some.reshape(*some.shape, *(1,) * (x.ndim - 2)).to(grad.dtype)
+    dx = absorb(op, some, _grouped(op, own, groups), lattice.join(_grouped(op, c, groups), stats, weight))
+    moved = absorb(op, grad, own, lattice.join(c, stats))
+    dweight, dbias = (lattice.reduce(k, _others(x.ndim), keepdim=False) for k in (moved, own))
+    return [dx, dweight, dbias]
 
 
 def weight_norm(op: OpCall) -> Result:

@@ -106,10 +106,10 @@ def add(op: OpCall) -> Result:
     ca, cb = op.of(a), op.of(b)
     lattice = op.lattice
     if op.get("alpha", 1) == 1 and not op.backward:
-        by_b = _swallows(op, b, a) if ca is not None and may_mask(cb) else None
+        by_b = _swallows(op, b, a) if ca is not None and (may_mask(cb) or _scores(b, a)) else None
         if by_b is not None:
             return lattice.join(lattice.keep(ca, ~by_b), cb)
-        by_a = _swallows(op, a, b) if cb is not None and may_mask(ca) else None
+        by_a = _swallows(op, a, b) if cb is not None and (may_mask(ca) or _scores(a, b)) else None
         if by_a is not None:
             return lattice.join(lattice.keep(cb, ~by_a), ca)
     return lattice.join(ca, cb)
@@ -118,6 +118,12 @@ def add(op: OpCall) -> Result:
 def may_mask(c: Cells | None) -> bool:
     """Is it worth looking for mask values? A constant may hold them, and what varies from key to key."""
     return c is None or bool(c.dims) and c.dims[-1] != 1
+
+
+def _scores(mask: Tensor, x: Tensor) -> bool:
+    """Is it scores of attention that a mask is added to? One that was chosen row by row (sparse attention),
+    or that holds a bias of the row, looks the same from key to key."""
+    return mask.ndim >= 4 or mask.numel() < x.numel()
 
 
 def _swallows(op: OpCall, mask: Tensor, x: Tensor) -> Tensor | None:
@@ -185,23 +191,36 @@ def _halves(op: OpCall, c: Cells | None, dim: int) -> list[Cells | None]:
     return [op.lattice.move(c, lambda data, at=at: data.narrow(dim, at, n)) for at in (0, n)]  # type: ignore[misc]
 
 
+def heaviside(op: OpCall) -> Result:
+    """S(self), and S(values) where self is 0: elsewhere they are not read."""
+    own, values = op.cells("self"), op.cells("values")
+    if values is None:
+        return own
+    return op.lattice.join(own, op.lattice.keep(values, op.tensor("self") == 0))
+
+
 def glu(op: OpCall) -> Result:
     """out = first half | second half."""
     return op.lattice.join(*_halves(op, op.cells("self"), op.dim(-1)))
 
 
 def glu_backward(op: OpCall) -> Result:
-    """Both halves of grad_in: S(grad) | S(both halves); a zero gradient cuts the rest."""
+    """a * sigmoid(b): S(grad) | S(b) for the half a, S(grad) | S(a) | S(b) for b; a zero gradient cuts the
+    rest."""
     dim, lattice = op.dim(-1), op.lattice
-    out = absorb(
-        op,
-        op.tensor("grad_output"),
-        op.cells("grad_output"),
-        lattice.join(*_halves(op, op.cells("self"), dim)),
-    )
-    if out is None or out.dims[dim] == 1:
-        return out
-    return lattice.move(out, lambda data: torch.cat((data, data), dim))
+    grad, own = op.tensor("grad_output"), op.cells("grad_output")
+    first, second = _halves(op, op.cells("self"), dim)
+    a, b = absorb(op, grad, own, second), absorb(op, grad, own, lattice.join(first, second))
+    if a is b or b is None:
+        return (
+            b if b is None or b.dims[dim] == 1 else lattice.move(b, lambda data: torch.cat((data,) * 2, dim))
+        )
+    shape = [*b.dims, b.data.shape[-1]]
+    shape[dim] = grad.shape[dim]
+    if a is None:
+        blank = b.data.new_full(shape, lattice.lattice.bottom)
+        return lattice.move(b, lambda data: torch.cat((blank, data.expand(shape)), dim))
+    return lattice.make(lambda x, y: torch.cat((x.expand(shape), y.expand(shape)), dim), a, b, share=False)
 
 
 def prelu_backward(op: OpCall) -> Result:

@@ -14,13 +14,13 @@ from torch import Tensor
 
 from causaltrace.lattice.cells import Cells
 from causaltrace.rules.call import OpCall, Result, live, varied
-from causaltrace.rules.index import _narrowed
+from causaltrace.rules.index import _narrowed, index_cells
 
 #: Elements of a shadow that a landing may spell out; larger ones get one joined value.
 LAND_LIMIT = 1 << 22
 
 
-def _land(
+def land(
     op: OpCall, base: Cells | None, new: Cells | None, shape: Sequence[int], places: Tensor,
     value_shape: Sequence[int], overwrite: bool,
 ) -> Cells | None:  # fmt: skip
@@ -87,7 +87,7 @@ def index_put(op: OpCall) -> Result:
         spread = values.shape
         shape = torch.broadcast_shapes(spread, places.shape)
         aligned = None if new is None else lattice.aligned(new, len(shape))
-        out = _land(op, base, aligned, x.shape, places.expand(shape), shape, not add)
+        out = land(op, base, aligned, x.shape, places.expand(shape), shape, not add)
     if op.moves_values:
         out = lattice.join(out, _pointed(op, indices, x, values if add else None, new))
     return out
@@ -117,6 +117,8 @@ def _pointed(
     if not labelled:
         return None
     if any(t is not None and t.dtype in (torch.bool, torch.uint8) for t in indices):
+        if len(indices) == 1:
+            return _masked(op, labelled[0], x)
         return lattice.everything(lattice.join(*[lattice.everything(op.of(t)) for t in labelled]), x.ndim)
     given = [t for t in indices if t is not None]
     shape = torch.broadcast_shapes(*[t.shape for t in given])
@@ -133,7 +135,16 @@ def _pointed(
     sizes = [x.shape[d] if d in fixed else 1 for d in range(x.ndim)]
     numbers = _numbers(sizes, x.device)
     places = numbers[tuple(indices[d] if d in fixed else 0 for d in range(x.ndim))].expand(shape)
-    return _land(op, None, own, sizes, places, shape, False)
+    return land(op, None, own, sizes, places, shape, False)
+
+
+def _masked(op: OpCall, mask: Tensor, x: Tensor) -> Cells | None:
+    """S(mask) at its places; where each true place has a value of its own, in the order of the places."""
+    own, values = op.of(mask), op.tensor("values")
+    tail = x.ndim - mask.ndim
+    if own is not None and values.ndim > tail and values.shape[0] != 1:
+        own = in_order(op, mask, own)
+    return None if own is None else op.lattice.reshaped(own, (*own.dims, *(1,) * tail))
 
 
 def _never() -> Cells:
@@ -150,9 +161,10 @@ def scatter(op: OpCall) -> Result:
     src = op.args.get("src", op.args.get("value"))
     base, new = op.cells("self"), op.of(src)
     if not x.ndim or not index.ndim:
-        return lattice.join(base, new, op.cells("index") if op.moves_values else None)
+        return lattice.join(base, new, index_cells(op, x.numel()))
     dim = op.dim()
-    adds = op.name == "scatter_add" or op.get("reduce") in ("sum", "add")
+    # without self even an added 0 changes something: it takes self's place
+    adds = op.name == "scatter_add" or op.get("reduce") in ("sum", "add") and op.get("include_self", True)
     overwrite = op.name == "scatter" and op.get("reduce") is None
     if isinstance(src, Tensor) and src.ndim == x.ndim:
         src = src[tuple(slice(0, n) for n in index.shape)]
@@ -161,19 +173,20 @@ def scatter(op: OpCall) -> Result:
             new = lattice.move(new, lambda data: data.narrow(dim, 0, index.shape[dim]))
     elif new is not None:
         new = lattice.reshaped(new, (1,) * x.ndim)
-    where = op.cells("index") if op.moves_values else None
+    where = index_cells(op, x.shape[dim])
     vouching = None
     if adds and isinstance(src, Tensor):
         where, vouching = _vouched(op, where, src, new)
-    fixed = where is None and vouching is None
+    cut = False
     if op.backward and overwrite and isinstance(src, Tensor) and src.ndim == x.ndim:
         # a gradient of 0 among zeros: wherever it lands, S(gradient) suffices
         moving = (src != 0) | (x[_leading(index, dim)] != 0).any(dim, keepdim=True)
-        where = lattice.keep(where, live(moving, tuple(varied(where, ndim=x.ndim))))
+        kept = lattice.keep(where, live(moving, tuple(varied(where, ndim=x.ndim))))
+        where, cut = kept, kept is not where
     lines = lattice.join(where, vouching)
     out = base
     varies = _full(new, dim) or overwrite and _full(base, dim)
-    if varies and fixed:
+    if varies and not cut:
         out = _scattered(op, base, new, x, index, dim, overwrite)
     elif new is not None:
         lines = lattice.join(lines, new)
@@ -197,7 +210,7 @@ def _scattered(
     numbers = _numbers(sizes, x.device)
     grid = torch.meshgrid(*[torch.arange(n, device=x.device) for n in index.shape], indexing="ij")
     places = numbers[tuple(index if d == dim else grid[d] for d in range(x.ndim))]
-    return _land(op, base, new, sizes, places, index.shape, overwrite)
+    return land(op, base, new, sizes, places, index.shape, overwrite)
 
 
 def _padded(op: OpCall, c: Cells | None, x: Tensor, index: Tensor, dim: int) -> Cells | None:
@@ -223,10 +236,12 @@ def index_write(op: OpCall) -> Result:
     x, index = op.tensor("self"), op.tensor("index")
     src = op.args.get("source", op.args.get("value"))
     base, new = op.cells("self"), op.of(src)
-    where = op.cells("index") if op.moves_values else None
+    overwrite = op.name in ("index_copy", "index_fill")
     if not x.ndim:
-        return lattice.join(base, lattice.everything(new, 0), lattice.everything(where, 0))
+        kept = None if overwrite and index.numel() else base
+        return lattice.join(kept, lattice.everything(new, 0))
     dim = op.dim()
+    where = index_cells(op, x.shape[dim])
     sliced = isinstance(src, Tensor) and src.ndim == x.ndim
     new = new if sliced else lattice.everything(new, x.ndim)
     if where is not None:
@@ -237,14 +252,14 @@ def index_write(op: OpCall) -> Result:
     if op.name == "index_add" and sliced and isinstance(src, Tensor):
         where, vouching = _vouched(op, where, src, new)
     pointed = lattice.reduce(lattice.join(where, vouching), [dim])
-    overwrite = op.name in ("index_copy", "index_fill")
-    if not _full(new, dim) and not (overwrite and (_full(base, dim) or new is not None)):
+    sizes = [x.shape[d] if d == dim or _full(base, d) or _full(new, d) else 1 for d in range(x.ndim)]
+    small = new is not None and torch.Size(sizes).numel() <= LAND_LIMIT
+    if not (overwrite or small or _full(new, dim)):
         out = lattice.join(base, new)
     else:
-        sizes = [x.shape[d] if d == dim or _full(base, d) or _full(new, d) else 1 for d in range(x.ndim)]
         numbers = _numbers(sizes, x.device)
         places = numbers.index_select(dim, index.reshape(-1))
-        out = _land(op, base, new, sizes, places, places.shape, overwrite)
+        out = land(op, base, new, sizes, places, places.shape, overwrite)
     return lattice.join(out, pointed)
 
 
@@ -258,26 +273,36 @@ def embedding_backward(op: OpCall) -> Result:
     lattice = op.lattice
     grad, index = op.tensor("grad_output"), op.tensor("indices")
     own, where = op.cells("grad_output"), op.cells("indices")
+    vouching = None
     if where is not None and not op.get("scale_grad_by_freq", False):
-        where = lattice.keep(where, live(grad, tuple(range(grad.ndim - 1)))[..., 0])
+        some = live(grad, tuple(range(grad.ndim - 1)))
+        where, vouching = lattice.keep(where, some[..., 0]), lattice.keep(own, ~some)
     rows = int(op.args["num_weights"])
-    if (
-        op.cells("indices") is None
-        and own is not None
-        and not own.uniform
-        and rows * own.dims[-1] <= LAND_LIMIT
-    ):
-        last = own.dims[-1]
-        places = index.unsqueeze(-1) * last + torch.arange(last, device=index.device)
-        return _land(op, None, own, (rows, last), places, places.shape, False)
-    return lattice.join(lattice.everything(own, 2), lattice.everything(where, 2))
+    if own is None or own.uniform or rows * own.dims[-1] > LAND_LIMIT:
+        return lattice.join(lattice.everything(own, 2), lattice.everything(where, 2))
+    last = own.dims[-1]
+    places = index.unsqueeze(-1) * last + torch.arange(last, device=index.device)
+    landed = land(op, None, own, (rows, last), places, places.shape, False)
+    return lattice.join(landed, lattice.everything(where, 2), lattice.everything(vouching, 2))
 
 
 # -- masked_scatter ---------------------------------------------------------------------------------------
 
 
+def in_order(op: OpCall, mask: Tensor, own: Cells | None) -> Cells | None:
+    """What a mask decides where elements fill its true places one after the other: S(mask) of all places up
+    to a true one, and of itself only for a false one."""
+    if own is None or own.uniform:
+        return own
+    shape = mask.shape
+    wide = op.lattice.move(own, lambda data: data.expand(*shape, -1).reshape(-1, data.shape[-1]))
+    before = op.lattice.running(wide, 0)
+    assert before is not None
+    return op.lattice.join(own, op.lattice.keep(op.lattice.reshaped(before, tuple(shape)), mask.bool()))
+
+
 def masked_scatter(op: OpCall) -> Result:
-    """self with source's elements, in order, where mask is true: which one lands depends on all the mask."""
+    """self with source's elements, in order, where mask is true."""
     lattice, x = op.lattice, op.tensor("self")
     mask = op.tensor("mask").expand(x.shape)
     source = op.tensor("source")
@@ -287,29 +312,40 @@ def masked_scatter(op: OpCall) -> Result:
         shape = tuple(source.shape)
         new = lattice.move(new, lambda data: data.expand(*shape, -1).reshape(-1, data.shape[-1])[:count])
     places = _numbers(x.shape, x.device)[mask]
-    out = _land(op, op.cells("self"), new, x.shape, places, places.shape, True)
-    return lattice.join(out, lattice.everything(op.cells("mask"), x.ndim) if op.moves_values else None)
+    out = land(op, op.cells("self"), new, x.shape, places, places.shape, True)
+    own = op.cells("mask") if op.moves_values else None
+    return lattice.join(out, None if own is None else in_order(op, mask, lattice.aligned(own, x.ndim)))
 
 
 def masked_scatter_backward(op: OpCall) -> Result:
-    """The gradients where mask is true, in order, then zeros."""
+    """The gradients where mask is true, in order, then zeros: S(mask) up to the place that was true."""
     lattice, grad = op.lattice, op.tensor("grad_output")
     mask = op.tensor("mask").expand(grad.shape)
     sizes = [int(n) for n in op.args["sizes"]]
-    c = op.cells("grad_output")
-    if c is not None:
-        total, shape = torch.Size(sizes).numel(), tuple(grad.shape)
+    where = op.cells("mask")
+    if where is not None:
+        where = in_order(op, mask, lattice.aligned(where, grad.ndim))
+    c = lattice.join(op.cells("grad_output"), where)
+    if c is None:
+        return None
+    total, shape = torch.Size(sizes).numel(), tuple(grad.shape)
+    beyond = lattice.everything(where)
 
-        def fn(data: Tensor) -> Tensor:
-            chosen = data.expand(*shape, -1)[mask]
-            return torch.constant_pad_nd(chosen, (0, 0, 0, total - chosen.shape[0]), -1).view(*sizes, -1)
+    def fn(data: Tensor, *rest: Tensor) -> Tensor:
+        chosen = data.expand(*shape, -1)[mask][:total]
+        last = rest[0] if rest else data.new_full(data.shape[-1:], lattice.lattice.bottom)
+        return torch.cat((chosen, last.expand(total - len(chosen), -1))).view(*sizes, -1)
 
-        c = lattice.move(c, fn, held=mask.numel())
-    return lattice.join(c, lattice.everything(op.cells("mask"), len(sizes)))
+    return lattice.make(fn, *[k for k in (c, beyond) if k is not None], held=mask.numel(), share=False)
 
 
 def put(op: OpCall) -> Result:
-    """put_: any place may have been written."""
-    lattice, x = op.lattice, op.tensor("self")
-    written = lattice.join(*[lattice.everything(op.cells(n), x.ndim) for n in ("index", "source")])
-    return lattice.join(op.cells("self"), written)
+    """put_: source lands at flat places; S(index) wherever it could have pointed."""
+    lattice, x, index = op.lattice, op.tensor("self"), op.tensor("index")
+    new = op.cells("source")
+    if x.numel() > LAND_LIMIT:
+        out = lattice.join(op.cells("self"), lattice.everything(new, x.ndim))
+    else:
+        places = index % max(1, x.numel())
+        out = land(op, op.cells("self"), new, x.shape, places, index.shape, not op.get("accumulate", False))
+    return lattice.join(out, lattice.everything(index_cells(op, x.numel()), x.ndim))

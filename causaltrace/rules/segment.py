@@ -7,7 +7,7 @@ from torch import Tensor
 
 from causaltrace.lattice.cells import Cells
 from causaltrace.rules.call import OpCall, Result
-from causaltrace.rules.scatter import _land
+from causaltrace.rules.scatter import land
 
 
 def _axis(op: OpCall) -> int:
@@ -43,7 +43,7 @@ def _rows(op: OpCall, c: Cells | None, owner: Tensor, segments: int) -> Cells | 
         return None
     inner = torch.arange(rest.numel(), device=owner.device).view(1, *rest)
     places = owner.clamp(max=segments - 1).reshape(-1, *(1 for _ in rest)) * rest.numel() + inner
-    return _land(op, None, c, (segments, *rest), places, places.shape, False)
+    return land(op, None, c, (segments, *rest), places, places.shape, False)
 
 
 def forward(op: OpCall) -> Result:
@@ -56,15 +56,15 @@ def forward(op: OpCall) -> Result:
 
 
 def backward(op: OpCall) -> Result:
-    """S(gradient of the segment) | S(segment)."""
+    """S(gradient of the segment), | S(segment) where its values decide who gets the gradient."""
     lattice, axis, segments = op.lattice, _axis(op), op.tensor("grad").shape[_axis(op)]
     owner = _owners(op, segments) if segments else None
-    outer = lattice.join(op.cells("grad"), op.cells("output"))
+    outer, data = op.cells("grad"), None
+    if op.get("reduce") not in ("sum", "mean"):
+        outer, data = lattice.join(outer, op.cells("output")), op.cells("data")
     if owner is None:
-        return lattice.join(
-            lattice.reduce(outer, [axis]), lattice.reduce(op.cells("data"), [axis]), _layout(op)
-        )
-    read = lattice.join(outer, _rows(op, op.cells("data"), owner, segments))
+        return lattice.join(lattice.reduce(outer, [axis]), lattice.reduce(data, [axis]), _layout(op))
+    read = lattice.join(outer, _rows(op, data, owner, segments))
     if read is not None and read.dims[0] != 1:
         read = lattice.move(read, lambda data: data[owner.clamp(max=segments - 1)], owner.numel() * 8)
     return lattice.join(

@@ -6,6 +6,7 @@ import copy
 import io
 import pickle
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,12 @@ from tests.small import VOCAB, Toy, nll, stream
 
 # numpy warns about torch's __array__ with or without a watch; frombuffer about read-only bytes
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation", "ignore:The given buffer")
+
+
+@torch.library.custom_op("causaltrace_tests::largest", mutates_args=())
+def largest(x: Tensor) -> float:
+    return float(x.max())
+
 
 #: Ways to get a number that depends on a tensor out of torch.
 WAYS: dict[str, Callable[[Tensor], float]] = {
@@ -41,10 +48,12 @@ WAYS: dict[str, Callable[[Tensor], float]] = {
     "nonzero": lambda t: float(len(t.flatten().nonzero())),
     "mask": lambda t: float(t[t > 0].shape[0]),
     "unique": lambda t: float(t.unique().shape[0]),
+    "tensor_split": lambda t: float(len(torch.ones(9).tensor_split((t.flatten()[:1] > 9).long() + 3)[0])),
     "iterate": lambda t: float(next(x.item() for x in t.flatten())),
     "sparse": lambda t: t.to_sparse().to_dense().sum().item(),
     "sparse product": lambda t: torch.sparse.mm(torch.eye(t.shape[0]).to_sparse(), t).sum().item(),
     "deepcopy": lambda t: copy.deepcopy(t).sum().item(),
+    "custom op": lambda t: torch.ops.causaltrace_tests.largest(t),
     "one_hot classes": lambda t: float(F.one_hot(t.long().abs().flatten() % 5).shape[-1]),
 }
 
@@ -56,10 +65,15 @@ def _through_file(t: Tensor) -> float:
     return float(torch.load(buffer).sum())
 
 
-def run(leak: Callable[[Tensor], float], position: int) -> causaltrace.Watch:
+MODES = [torch.no_grad, torch.inference_mode]
+
+
+def run(
+    leak: Callable[[Tensor], float], position: int, mode: Callable[[], Any] = torch.no_grad
+) -> causaltrace.Watch:
     """Score the stream after ``leak`` was applied to a future label and decided a bias."""
     tokens, model = stream(), Toy()
-    with causaltrace.watch(tokens) as trace, torch.no_grad():
+    with causaltrace.watch(tokens) as trace, mode():
         nll(model, tokens, 0, 13).sum().item()
         number = leak(model.embedding[tokens[position : position + 1]])
         logits = model(tokens[12:-1]) * (1.0 if number > 0 else 2.0)
@@ -67,9 +81,10 @@ def run(leak: Callable[[Tensor], float], position: int) -> causaltrace.Watch:
     return trace
 
 
+@pytest.mark.parametrize("mode", MODES, ids=lambda m: m.__name__)
 @pytest.mark.parametrize("way", WAYS)
-def test_future_label_through_python_is_never_clean(way: str) -> None:
-    report = run(WAYS[way], position=20).report
+def test_future_label_through_python_is_never_clean(way: str, mode: Callable[[], Any]) -> None:
+    report = run(WAYS[way], 20, mode).report
     assert report.status != "clean", way
     assert report.escapes and all(e.remedy and e.site is not None for e in report.escapes)
     assert any(
@@ -115,6 +130,13 @@ def test_range_check_of_one_hot_is_no_escape() -> None:
         F.cross_entropy(logits, tokens[1:], reduction="sum").item()
     assert trace.ok, trace.report
     assert [e.message.split()[0] for e in trace.report.escapes] == ["a"]  # the score itself
+
+
+def test_split_at_values_in_inference_mode() -> None:
+    x, at = torch.arange(6.0), torch.tensor([2, 4])
+    with torch.inference_mode():
+        reach = causaltrace.dependencies(lambda x, at: list(torch.tensor_split(x, at)), x, at)
+    assert all(part[1].all() for part in reach)
 
 
 def test_methods_are_put_back() -> None:

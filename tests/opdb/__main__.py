@@ -11,13 +11,15 @@ import argparse
 import dataclasses
 import sys
 import time
+import warnings
 from collections import Counter
 from pathlib import Path
 
 import torch
 
+from causaltrace.perturb import Refused
 from tests.opdb.judge import Verdict, judge
-from tests.opdb.samples import EXCLUDED, Refused, Sample, all_ops, samples
+from tests.opdb.samples import EXCLUDED, Sample, all_ops, samples
 
 
 @dataclasses.dataclass
@@ -130,6 +132,7 @@ def main() -> int:
     if args.op not in (None, *all_ops()) or args.show and not args.op:
         parser.error("--op takes the name of an op as docs/op-coverage.md lists it")
     torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
     if args.show:
         show(args.op, args.sample or 0, args.elements, args.values)
         return 0

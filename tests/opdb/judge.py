@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import random
-import warnings
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from causaltrace.depends import Followed, follow
-from tests.opdb.samples import Refused, Sample
-from tests.opdb.truth import Truth, drawn_again
+from causaltrace.perturb import Refused, Truth, drawn_again
+from tests.opdb.samples import Sample
 
 #: Input elements that are told apart in one sample: all of them, or a window of so many.
-WHOLE, WINDOW = 1024, 64
+WHOLE, WINDOW = 512, 64
 #: Other inputs at which a reported pair is looked for: at most so many (fewer where only a window is told
 #: apart), and so many in a row that show nothing new.
-ATTEMPTS, PATIENCE = 40, 12
+ATTEMPTS, PATIENCE = 60, 20
 
 
 @dataclass
@@ -44,9 +43,7 @@ class Judge:
     def __init__(self, sample: Sample, inputs: tuple[Tensor, ...], window: range) -> None:
         self.window = window
         self.truth = Truth(sample.fn, inputs)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            self.followed = follow(sample.fn, inputs, window)
+        self.followed = follow(sample.fn, inputs, window)
         self.reach = torch.cat([m.reshape(m.shape[:-1].numel(), len(window)) for m in self.followed.members])
         assert len(self.reach) == len(self.truth.base), "the watched run gave other results"
 

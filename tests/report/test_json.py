@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from causaltrace.report.json import from_dict, from_json, reports_to_json, to_dict, to_json
-from causaltrace.report.model import Finding, Hop, Notice, Report
+from causaltrace.report.model import Finding, Hop, Notice, OpUse, Report
 from causaltrace.site import Site
 from tests.report import samples
 
@@ -36,6 +36,7 @@ reports = st.builds(
     notes=st.lists(notices, max_size=2),
     labels=positions,
     error=st.none() | words,
+    ops=st.lists(st.builds(OpUse, words, positions, words, words), max_size=2),
 )
 
 

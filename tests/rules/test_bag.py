@@ -97,3 +97,9 @@ def test_no_bags_and_no_indices() -> None:
     none = INDEX[:0]
     check(lambda t: torch.cat((F.embedding_bag(none, t, none), t)), rand(3, 2))
     check(lambda t: F.embedding_bag(none, t, torch.tensor([0, 0])) + t[:2], rand(3, 2), exact=True)
+
+
+def test_gradients_land_in_their_rows() -> None:
+    weights = rand(4)
+    fn = lambda t, w: F.embedding_bag(INDEX, t, OFFSETS, mode="sum", per_sample_weights=w)  # noqa: E731
+    check(grads(fn, (0, 1)), rand(3, 2), weights, rand(4, 2), exact=True)

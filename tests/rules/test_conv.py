@@ -1,6 +1,7 @@
 """Convolutions: receptive fields in every layout."""
 
 import pytest
+import torch
 from torch.nn import functional as F
 
 from tests.oracle import check, grads
@@ -23,6 +24,8 @@ def test_conv1d(options: dict[str, int]) -> None:
     fn = lambda x, w, b: F.conv1d(x, w, b, **options)  # noqa: E731
     check(lambda x: F.conv1d(x, w, **options), x, exact=True)
     check(grads(fn, (0, 1, 2)), x, w, b, rand(*fn(x, w, b).shape, zeros=0.4), kinds=6)
+    check(fn, x, w, b, exact=True)
+    check(grads(fn, (0, 1, 2)), x, w, b, rand(*fn(x, w, b).shape), exact=True)
 
 
 @pytest.mark.parametrize(
@@ -33,6 +36,8 @@ def test_transposed(options: dict[str, int]) -> None:
     fn = lambda x, w, b: F.conv_transpose1d(x, w, b, **options)  # noqa: E731
     check(lambda x: fn(x, w, b), x, exact=True)
     check(grads(fn, (0, 1, 2)), x, w, b, rand(*fn(x, w, b).shape, zeros=0.4), kinds=6)
+    check(fn, x, w, b, exact=True)
+    check(grads(fn, (0, 1, 2)), x, w, b, rand(*fn(x, w, b).shape), exact=True)
 
 
 def test_causal_and_masked_convolutions() -> None:
@@ -43,3 +48,22 @@ def test_causal_and_masked_convolutions() -> None:
     check(lambda x: F.conv1d(x, later, padding=1), rand(1, 1, 4), exact=True)
     check(lambda x: F.conv1d(x, w), rand(1, 4), exact=True)
     check(lambda x: F.conv2d(x, rand(1, 1, 2, 2), padding=(1, 0)), rand(1, 1, 3, 2), exact=True)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_more_dims_and_no_batch(transposed: bool) -> None:
+    conv = F.conv_transpose2d if transposed else F.conv2d
+    fn = lambda x, w: conv(x, w, padding=(1, 0), stride=(2, 1))  # noqa: E731
+    x, w = rand(1, 2, 3), rand(1, 2, 2, 2) if transposed else rand(2, 1, 2, 2)
+    check(fn, x, w, exact=True)
+    check(grads(fn, (0, 1)), x, w, rand(*fn(x, w).shape), exact=True)
+
+
+def test_large_convolutions_join_channels() -> None:
+    """Beyond what is spelled out weight by weight: sound, and exact along the places."""
+    x, w = rand(1, 1, 4), rand(1, 1, 2)
+    wide = torch.ones(1, 300, 1)
+    fn = lambda x, w: F.conv1d(x * wide, w * wide)  # noqa: E731
+    check(fn, x, w, kinds=4)
+    check(lambda x: fn(x, w), x, exact=True, kinds=4)
+    check(grads(fn, (0, 1)), x, w, rand(1, 1, 3, zeros=0.3), kinds=4)

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+import causaltrace
 from tests.oracle import Index, check, grads
 from tests.rules.test_pointwise import rand
 
@@ -238,3 +239,49 @@ def test_masked_indices() -> None:
     op, put = torch.ops.aten._unsafe_masked_index, torch.ops.aten._unsafe_masked_index_put_accumulate
     check(lambda x: op(x, mask, [at], 0.0), rand(3))
     check(lambda x, v: put(x, mask, [at], v), rand(3), rand(2))
+
+
+def test_a_mask_decides_order_only_up_to_a_place() -> None:
+    x, m = torch.arange(1.0, 7), torch.tensor([True, False, True, True, False, True])
+    reach = causaltrace.dependencies(lambda x, m, v: x.masked_scatter(m, v), x, m, torch.arange(9.0, 15))[0]
+    assert reach[1].tolist() == [[j <= i if m[i] else j == i for j in range(6)] for i in range(6)]
+    assert reach[2].nonzero().tolist() == [[0, 0], [2, 1], [3, 2], [5, 3]]
+    reach = causaltrace.dependencies(
+        lambda x, m: x.index_put((m,), torch.ones(1, 2)), torch.ones(3, 2), m[:3]
+    )[0]
+    assert reach[1].nonzero().tolist() == [[i, c, i] for i in range(3) for c in range(2)]
+    reach = causaltrace.dependencies(lambda m: torch.ones(3).index_put((m,), torch.ones(2)), m[:3])[0]
+    assert reach[0].nonzero().tolist() == [[0, 0], [1, 1], [2, 0], [2, 1], [2, 2]]
+
+
+def test_values_land_where_the_index_says() -> None:
+    x, i = torch.ones(4), torch.tensor([2, 0])
+    for fn in (
+        lambda x, i, v: x.put(i, v),
+        lambda x, i, v: x.scatter(0, i, v),
+        lambda x, i, v: x.scatter_add(0, i, v),
+        lambda x, i, v: F.embedding(i, x[:, None] * torch.ones(2)).pow(2).sum(1) * v,
+    ):
+        reach = causaltrace.dependencies(fn, x, i, torch.tensor([3.0, 5.0]))[0]
+        assert reach[2].sum() == 2, fn
+    grad = lambda i, g: torch.ops.aten.embedding_dense_backward(g, i, 4, -1, False)  # noqa: E731
+    reach = causaltrace.dependencies(grad, i, torch.ones(2, 3))[0]
+    assert reach[0].all() and reach[1].sum() == 6
+
+
+def test_the_only_place_there_is() -> None:
+    one, at = torch.ones(1, 2), torch.tensor([0, 0])
+    for fn in (
+        lambda x, i: x.index_select(0, i),
+        lambda x, i: x[:, 0].take(i),
+        lambda x, i: F.embedding(i, x),
+    ):
+        assert not causaltrace.dependencies(fn, one, at)[0][1].any()
+    reach = causaltrace.dependencies(lambda x, i: x.index_fill(0, i, 2.0), torch.tensor(1.0), at[:1])[0]
+    assert not any(part.any() for part in reach)
+
+
+def test_a_zero_that_takes_the_place_of_self() -> None:
+    x, i, v = rand(4), Index(torch.tensor([2, 0]), range(4)), torch.zeros(2)
+    check(lambda x, i, v: x.scatter_reduce(0, i, v, "sum", include_self=False), x, i, v)
+    check(lambda x, i, v: x.index_reduce(0, i, v, "mean", include_self=False), x, i, v)

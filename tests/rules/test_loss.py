@@ -1,11 +1,14 @@
 """Cross-entropy in all its forms, and element-wise losses."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.modules.linear_cross_entropy_options import LinearCrossEntropyOptions
 
+import causaltrace
 from tests.oracle import Index, check, grads
 from tests.rules.test_pointwise import rand
 
@@ -212,3 +215,57 @@ def test_linear_cross_entropy(options: LinearCrossEntropyOptions | None) -> None
             large=3.0,
             kinds=6,
         )
+
+
+@pytest.mark.parametrize("options", [{"weight": torch.tensor([1.0, 2.0, 3.0])}, {"ignore_index": 0}, {}])
+def test_gradients_of_a_mean_know_the_labels_that_weigh(options: dict[str, Any]) -> None:
+    """Verbatim labels: a row's gradient is divided by a total to which every label adds."""
+    tokens, logits = torch.tensor([1, 2, 0, 2, 1, 0, 2]), rand(6, 3)
+
+    def gradient(tokens: Tensor) -> Tensor:
+        x = logits.clone().requires_grad_()
+        F.cross_entropy(x, tokens[1:], **options).backward()
+        assert x.grad is not None
+        return x.grad
+
+    base, latest = gradient(tokens), [0] * 6
+    for label in range(1, 7):
+        for step in (1, 2):
+            flipped = tokens.clone()
+            flipped[label] = (tokens[label] + step) % 3
+            for row in (gradient(flipped) != base).any(-1).nonzero()[:, 0].tolist():
+                latest[row] = max(latest[row], label)
+    with causaltrace.watch(tokens) as trace:
+        shadow = trace._tracer.memory.read(gradient(tokens))
+    assert shadow is not None and shadow.support is not None
+    assert (shadow.support.data[..., 0].expand(6, -1).amax(-1) >> 1).tolist() == latest
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum"])
+@pytest.mark.parametrize("grad", [False, True])
+def test_a_fused_linear_loss_is_a_readout(reduction: str, grad: bool) -> None:
+    tokens, table = torch.tensor([1, 2, 0, 2, 1, 0, 2]), rand(3, 4)
+    for shift, status in ((0, "clean"), (-1, "violation")):
+        weight = rand(3, 4, seed=1).requires_grad_(grad)
+        options = LinearCrossEntropyOptions()
+        with causaltrace.watch(tokens) as trace, torch.set_grad_enabled(grad):
+            h = table[tokens[:-1]].cumsum(0).roll(shift, 0)
+            loss = F.linear_cross_entropy(h, weight, tokens[1:], reduction=reduction, options=options)
+            total = loss.detach().sum()
+        assert trace.report.status == status, trace.report
+        assert sorted(trace.report.positions) == list(range(1, 7)) and total.isfinite()
+
+
+def test_gradients_of_a_fused_linear_loss_hold_its_labels() -> None:
+    tokens, weight = torch.tensor([1, 2, 0, 2, 1, 0, 2]), rand(3, 4).requires_grad_()
+    for reduction in ("sum", "none"):
+        weight.grad = None
+        with causaltrace.watch(tokens) as trace:
+            x, options = rand(6, 4, seed=1), LinearCrossEntropyOptions()
+            F.linear_cross_entropy(
+                x, weight, tokens[1:], reduction=reduction, options=options
+            ).sum().backward()
+            assert weight.grad is not None
+            shadow = trace._tracer.memory.read(weight.grad)
+        assert shadow is not None and shadow.support is not None
+        assert int(shadow.support.data[..., 0].max()) >> 1 == 6

@@ -103,3 +103,9 @@ def test_places_that_shapes_decide() -> None:
         lambda x: torch.narrow_copy(x, 1, 1, 2),
     ):
         check(fn, x, exact=True)
+
+
+def test_a_row_for_all_queries_is_hidden_from_some() -> None:
+    past = torch.ones(3, 3, dtype=torch.bool).tril()
+    check(lambda x: torch.where(past, x.expand(3, 3), 0.0), rand(1, 3), exact=True)
+    check(lambda x: x.expand(3, 3).masked_fill(~past, 0.0), rand(3), exact=True)

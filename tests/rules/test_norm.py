@@ -96,6 +96,8 @@ def test_group_norm(groups: int) -> None:
     check(
         grads(fn, (0, 1, 2)), x, rand(4, zeros=0.3), rand(4, seed=1), part_zero(2, 4, 2), large=3.0, kinds=6
     )
+    seeds = rand(1, 4, 2)
+    check(grads(fn, (0, 1, 2)), x[:1], rand(4), rand(4, seed=1), seeds, large=3.0, exact=True, kinds=6)
     check(grads(lambda x: F.instance_norm(x)), rand(2, 2, 2), part_zero(2, 2, 2), large=3.0)
 
 

@@ -290,6 +290,7 @@ def test_tri() -> None:
 def test_glu() -> None:
     check(F.glu, rand(2, 4))
     check(grads(F.glu), rand(2, 4), rand(2, 2, zeros=0.5))
+    check(grads(F.glu), rand(2, 4), rand(2, 2), exact=True)
     check(grads(lambda x: F.glu(x, 0)), rand(4, 1), rand(2, 1, zeros=0.5))
 
 
@@ -306,3 +307,8 @@ def test_prelu_gradients() -> None:
     check(grads(fn, (0, 1)), rand(3, 2), rand(2), rand(3, 2, zeros=0.4))
     check(grads(fn, (0, 1)), rand(2, 2, 2), rand(1), rand(2, 2, 2))
     check(lambda x, w, g: grads(fn)(x, w, g)[1], -rand(3, 2).abs(), rand(2), rand(3, 2))
+
+
+def test_heaviside_reads_its_values_at_0_only() -> None:
+    check(torch.heaviside, rand(2, 3), rand(3))
+    check(lambda v: torch.heaviside(torch.tensor([-1.0, 0.0, 2.0]), v), rand(3), exact=True)

@@ -15,3 +15,16 @@ def test_factories_depend_on_nothing() -> None:
         packet = getattr(torch.ops.aten, name)
         for overload in packet.overloads():
             assert rules.find(getattr(packet, overload)).kind == rules.FREE, name
+
+
+def test_rows_are_found_in_the_namespaces_of_torch_and_nowhere_else() -> None:
+    import torch.nn.modules.linear_cross_entropy  # defines operations
+
+    chunked = torch.ops.torch_nn._linear_cross_entropy_batch_chunked.default
+    for func in (
+        torch.ops.aten.mul.Tensor,
+        torch.ops.profiler._record_function_exit._RecordFunction,
+        chunked,
+    ):
+        assert rules.find(func) is not rules.UNKNOWN
+    assert rules.find(torch.ops.prims.where.default) is rules.UNKNOWN

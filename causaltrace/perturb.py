@@ -1,11 +1,10 @@
-"""What really changes: a function's results at its inputs and around them."""
+"""Ground truth for tests: what really changes when inputs change. No watch and no verdict uses it."""
 
 from __future__ import annotations
 
 import cmath
 import random
-import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +12,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tests.opdb.samples import Refused
+
+class Refused(Exception):
+    """The function does not run at these inputs, or gives no dense tensor."""
 
 
 def flat(value: Any) -> Tensor:
@@ -32,15 +33,23 @@ def differs(a: Tensor, b: Tensor) -> Tensor:
 class Plain(TorchDispatchMode):
     """Does nothing. Some backward formulas choose another algorithm under any dispatch mode (prod)."""
 
+    supports_higher_order_operators = True
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return func(*args, **(kwargs or {}))
 
 
 class Truth:
-    """A function's results at ``inputs`` and around them. Input elements are numbered through all inputs."""
+    """A function's results at ``inputs`` and around them. Input elements are numbered through all inputs.
+    ``values``: for some inputs, what their elements may be; else see ``others``."""
 
-    def __init__(self, fn: Callable[..., Any], inputs: tuple[Tensor, ...]) -> None:
-        self.fn, self.inputs = fn, inputs
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        inputs: tuple[Tensor, ...],
+        values: Mapping[int, Sequence[Any]] | None = None,
+    ) -> None:
+        self.fn, self.inputs, self.values = fn, inputs, values or {}
         self.where = [(i, e) for i, t in enumerate(inputs) for e in range(t.numel())]
         base = self.at(inputs)
         if base is None:
@@ -50,9 +59,10 @@ class Truth:
     def at(self, inputs: tuple[Tensor, ...]) -> Tensor | None:
         """None where the function refuses these values."""
         try:
-            with warnings.catch_warnings(), Plain():
-                warnings.simplefilter("ignore")
-                return flat(self.fn(*[t.clone() for t in inputs]))
+            with Plain():
+                out = self.fn(*[t.clone() for t in inputs])
+                self.is_test = all(t.dtype == torch.bool for t in tree_leaves(out) if isinstance(t, Tensor))
+                return flat(out)
         except (RuntimeError, ValueError, IndexError, AssertionError):
             return None
 
@@ -67,11 +77,12 @@ class Truth:
         return hit
 
     def not_finite(self, element: int) -> Tensor | None:
-        """As ``column``, with the values that tests like isnan look for. These show what is depended on; as
-        0 * nan is nan, they say nothing about what is not."""
-        odd = self.inputs[self.where[element][0]].dtype
-        known = odd.is_floating_point or odd.is_complex
-        return self.column(element, (float("nan"), float("inf"), -float("inf"))) if known else None
+        """As ``column``, for tests like isnan with the values that they look for. These show what is depended
+        on; as 0 * nan is nan, they say nothing about what is not."""
+        kind = self.inputs[self.where[element][0]].dtype
+        if not self.is_test or not kind.is_floating_point and not kind.is_complex:
+            return None
+        return self.column(element, (float("nan"), float("inf"), -float("inf")))
 
     def together(self, elements: list[int], rng: random.Random) -> Tensor | None:
         """Which results change when most of these elements change at once."""
@@ -89,6 +100,8 @@ class Truth:
         i, e = self.where[element]
         t = self.inputs[i]
         old = t.reshape(-1)[e].item()
+        if i in self.values:
+            return [v for v in self.values[i] if v != old][:count]
         if t.dtype == torch.bool:
             return [not old]
         like = [x for x in self.inputs if x.dtype == t.dtype and x.numel()]
@@ -99,7 +112,11 @@ class Truth:
             options = [v for v in (9.0, old * 1.02 + 0.01, *rng.sample(rest, len(rest))) if cmath.isfinite(v)]
             options.insert(2, own)  # a masked place stays a masked place
         else:
-            options = list(dict.fromkeys([own, *ties, *t.reshape(-1).tolist(), old + 1, max(old - 1, 0)]))
+            sizes = [n for x in self.inputs for n in (*x.shape, x.numel()) if n]
+            places = rng.choice(sizes)  # as an index it may name any of so many
+            # -100 is what losses ignore
+            named = {*ties, old + 1, max(old - 1, 0), 0, -1, -100, *rng.sample(range(places), min(8, places))}
+            options, count = [own, *rng.sample(sorted(named), len(named))], 3 * count
         return [v for v in options if v != old][:count]
 
     def _with(self, values: dict[int, Any]) -> tuple[Tensor, ...]:
@@ -114,16 +131,18 @@ class Truth:
 
 def drawn_again(inputs: tuple[Tensor, ...], attempt: int) -> tuple[Tensor, ...]:
     """Other inputs of the same kind. Zeros and what is not finite mostly stand where they stood; whole
-    numbers and bools stand in every other attempt and else come from the same range."""
+    numbers and bools stand in every other attempt, and else come from the same range or name places."""
     g = torch.Generator().manual_seed(attempt)
-    return tuple(_drawn(t.detach(), attempt, g) for t in inputs)
+    sizes = sorted({n for t in inputs for n in t.shape if n})
+    places = sizes[attempt // 4 % len(sizes)] if sizes else 1
+    return tuple(_drawn(t.detach(), attempt, places, g) for t in inputs)
 
 
-def _drawn(t: Tensor, attempt: int, g: torch.Generator) -> Tensor:
+def _drawn(t: Tensor, attempt: int, places: int, g: torch.Generator) -> Tensor:
     if not t.numel():
         return t
     if t.dtype.is_floating_point or t.dtype.is_complex:
-        noise = torch.randn(t.shape, dtype=t.dtype, generator=g)
+        noise = torch.randn(t.shape, dtype=t.dtype, generator=g) * (1, 4, 16)[attempt // 5 % 3]
         few = torch.randint(1, 4, t.shape, generator=g).to(t.dtype)
         shares = 0.1 + 0.8 * torch.rand(t.shape, generator=g).to(t.dtype)
         if (kind := attempt % 5) == 4:
@@ -133,5 +152,7 @@ def _drawn(t: Tensor, attempt: int, g: torch.Generator) -> Tensor:
         return t.clone()
     if t.dtype == torch.bool:
         return torch.rand(t.shape, generator=g) < 0.5
-    low, high = int(t.min()), int(t.max())
-    return torch.randint(low, max(high, low + 1) + 1, t.shape, generator=g).to(t.dtype)
+    low, high = (int(t.min()), int(t.max()) + 1) if attempt % 4 == 1 else (0, places)
+    new = torch.randint(low, max(high, low + 1), t.shape, generator=g).to(t.dtype)
+    # what rises, like offsets, may have to: kernels read past the end of what does not
+    return new.sort().values if t.ndim and bool((t.diff() >= 0).all()) else new
