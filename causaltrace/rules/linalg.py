@@ -168,10 +168,9 @@ def lu(op: OpCall) -> Result:
     below = _swapped(op, _leading(op, columns, m, last))
     if op.name == "linalg_lu":
         p, lower, upper = op.out
-        chosen = _leading(op, columns, m, last) if p.numel() else None
         above = _swapped(op, _leading(op, columns, k, last))
         return [
-            chosen,
+            _left_over(op, _leading(op, columns, m, last), m, k) if p.numel() else None,
             _cut(op, below, lower, upper=False, diagonal=-1),
             _cut(op, lattice.join(above, columns), upper, upper=True),
         ]
@@ -183,12 +182,21 @@ def lu(op: OpCall) -> Result:
     ]
 
 
+def _left_over(op: OpCall, c: Cells | None, m: int, k: int) -> Cells | None:
+    """Row r of P beyond the k exchanges: either one of these takes it, or it stays in place r."""
+    if m == k:
+        return c
+    r = torch.arange(m, device=op.out[0].device)
+    return op.lattice.keep(c, (torch.minimum(r[:, None], r) < k) | (r[:, None] == r))
+
+
 def lu_unpack(op: OpCall) -> Result:
     """L and U are the two triangles; P reads all pivots."""
-    own, k = op.cells("LU_data"), min(op.tensor("LU_data").shape[-2:])
+    own, (m, n) = op.cells("LU_data"), op.tensor("LU_data").shape[-2:]
+    k = min(m, n)
     p, lower, upper = op.out
     return [
-        _number(op, op.cells("LU_pivots")) if p.numel() else None,
+        _left_over(op, _number(op, op.cells("LU_pivots")), m, k) if p.numel() else None,
         _cut(op, _first(op, own, k, -1), lower, upper=False, diagonal=-1) if lower.numel() else None,
         _cut(op, _first(op, own, k, -2), upper, upper=True) if upper.numel() else None,
     ]
@@ -252,18 +260,28 @@ def ormqr(op: OpCall) -> Result:
     return lattice.join(moved, _whole(op, reflections, v.ndim))
 
 
+def cholesky_inverse(op: OpCall) -> Result:
+    """The inverse of L Lᴴ: entry (i, j) reads the columns of L from the first of both on."""
+    factor, upper = op.tensor("self"), bool(op.get("upper", False))
+    own = _read(op, op.cells("self"), factor, upper)
+    columns = _columns(op, _swapped(op, own) if upper else own)
+    left = _running(op, columns, -1, reverse=True)
+    return op.lattice.join(
+        _cut(op, left, factor, upper=False), _cut(op, _swapped(op, left), factor, upper=True)
+    )
+
+
 def from_triangle(op: OpCall) -> Result:
-    """Everything from one triangle: eigh (the one that UPLO names), the inverse from a Cholesky factor, the
-    pseudo-inverse of a Hermitian matrix, and LDL, which fills the lower triangle only."""
+    """Everything from one triangle: eigh (the one that UPLO names), the pseudo-inverse of a Hermitian matrix,
+    and LDL, which fills the lower triangle only."""
     name = "A" if op.name == "_linalg_eigh" else "self"
     a, c = op.tensor(name), op.cells(name)
     if op.name != "linalg_pinv" or op.get("hermitian", False):
-        c = _read(op, c, a, upper=bool(op.get("upper", False)) or str(op.get("UPLO", "L")).upper() == "U")
+        c = _read(op, c, a, upper=str(op.get("UPLO", "L")).upper() == "U")
     bounds = [op.lattice.everything(op.cells(n), 2) for n in ("atol", "rtol", "rcond")]
     out = _fitted(op, op.lattice.join(_whole(op, c, a.ndim), *bounds))
     if op.name == "linalg_ldl_factor_ex" and isinstance(out, list) and c is not None and not c.uniform:
-        first = out[0]
-        out[0] = op.lattice.keep(first, torch.ones_like(a, dtype=torch.bool).tril())
+        out[0] = op.lattice.keep(out[0], torch.ones_like(a, dtype=torch.bool).tril())
     return out
 
 

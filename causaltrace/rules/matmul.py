@@ -259,9 +259,9 @@ def distances_backward(op: OpCall) -> Result:
     """_cdist_backward: grad_x1[i, d] sums over j what differs in place d: S(x1[i, d]) | S(column d of x2) |
     row i of grad and of the distances, which p = 1 does not read. Counting (p = 0) has no gradient."""
     lattice, p = op.lattice, op.args["p"]
-    if p == 0:
-        return None
     grad, b = op.tensor("grad"), op.tensor("x2")
+    if p == 0 or not grad.numel():
+        return None
     return lattice.join(
         lattice.reduce(op.cells("grad"), [grad.ndim - 1]),
         lattice.reduce(op.cells("cdist") if p != 1 else None, [grad.ndim - 1]),

@@ -94,6 +94,7 @@ def test_gradients_of_distances(p: float) -> None:
     between = grads(lambda x, y: torch.cdist(x, y, p, "donot_use_mm_for_euclid_dist"), (0, 1))
     check(between, rand(2, 2), rand(3, 2), rand(2, 3), exact=p == 2)
     check(between, rand(2, 2, 2), rand(1, 3, 2), rand(2, 2, 3), kinds=6)
+    check(between, rand(2, 2), rand(0, 2), rand(2, 0), exact=True, kinds=4)
 
 
 def test_bilinear() -> None:
