@@ -130,8 +130,8 @@ class Truth:
         for element, value in values.items():
             i, e = self.where[element]
             if out[i] is self.inputs[i]:
-                out[i] = out[i].clone(memory_format=torch.contiguous_format)
-            out[i].view(-1)[e] = value
+                out[i] = out[i].clone()  # with its strides: kernels round differently for others
+            out[i].put_(torch.tensor(e), torch.tensor(value, dtype=out[i].dtype))
         return tuple(out)
 
 
