@@ -30,19 +30,19 @@ def _known(func: torch._ops.OpOverload) -> bool:
     return torch._C._dispatch_has_kernel(func.name())
 
 
+#: The dispatch key of ops that are made of others. ``func.py_kernels`` may hold more, for compilers.
+COMPOSITE = "CompositeImplicitAutograd"
+
+
 def has_composite_kernel(func: torch._ops.OpOverload) -> bool:
     """Would autograd have decomposed this op before it reached the dispatch mode?"""
-    key = torch._C.DispatchKey.CompositeImplicitAutograd
-    return _known(func) and func.has_kernel_for_dispatch_key(key)
+    return _known(func) and torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), COMPOSITE)
 
 
 def decompose(func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The composite kernel that torch itself would run. ``func.decompose`` prefers a decomposition written in
     Python for compilers, whose results may differ (torch 2.11: the states of an LSTM have another shape)."""
-    key = torch._C.DispatchKey.CompositeImplicitAutograd
-    if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), key):
-        return func._op_dk(key, *args, **kwargs)
-    return func.decompose(*args, **kwargs)
+    return func._op_dk(torch._C.DispatchKey.CompositeImplicitAutograd, *args, **kwargs)
 
 
 def has_own_kernel(func: torch._ops.OpOverload) -> bool:

@@ -154,7 +154,8 @@ TABLE: dict[str, Rule] = {
             "soft_margin_loss_backward rrelu_with_noise_backward"),
     # -- reductions: S(out) = union over the reduced dims
     **_rows(LEAVE, reduce.over, "sum mean nansum prod amax amin any all logsumexp std var "
-            "linalg_vector_norm norm count_nonzero trace hash_tensor"),
+            "linalg_vector_norm norm count_nonzero hash_tensor"),
+    **_rows(LEAVE, reduce.trace, "trace"),
     **_rows(LEAVE, reduce.several, "var_mean std_mean aminmax _aminmax"),
     # the place of an element: the same, but nothing where there is one place only
     **_rows(LEAVE, reduce.where, "argmax argmin"),

@@ -32,6 +32,14 @@ def where(op: OpCall) -> Result:
     return None if _single(x, op.dims() if x.ndim else []) else over(op)
 
 
+def trace(op: OpCall) -> Result:
+    """out = union over the diagonal."""
+    x, c = op.tensor("self"), op.cells("self")
+    if c is None or c.uniform:
+        return op.lattice.everything(c)
+    return op.lattice.everything(op.lattice.keep(c, torch.ones_like(x, dtype=torch.bool).tril().triu()))
+
+
 def several(op: OpCall) -> Result:
     """As ``over``, for ops that return several results (var_mean, aminmax)."""
     one = over(op)

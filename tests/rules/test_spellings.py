@@ -1,5 +1,6 @@
 """Other spellings of an operation, which arrive whole where autograd is off: their own arguments count."""
 
+import importlib
 from collections.abc import Callable
 
 import pytest
@@ -36,3 +37,12 @@ def test_spelling(name: str, mode: type) -> None:
     fn, inputs = CASES[name]
     with mode():
         check(fn, *inputs, kinds=6)
+
+
+def test_decompositions_for_compilers_make_no_composites() -> None:
+    """Importing them adds kernels to operations that have their own."""
+    importlib.import_module("torch._decomp.decompositions")
+    x = torch.randn(1, 2, 3, 3)
+    with torch.inference_mode():
+        for options in ({"size": 5}, {"scale_factor": 2}, {"size": 4, "mode": "bilinear"}):
+            check(lambda x: F.interpolate(x, **options), x, kinds=4)  # noqa: B023
