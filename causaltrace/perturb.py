@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -131,7 +132,7 @@ class Truth:
             i, e = self.where[element]
             if out[i] is self.inputs[i]:
                 out[i] = out[i].clone()  # with its strides: kernels round differently for others
-            out[i].put_(torch.tensor(e), torch.tensor(value, dtype=out[i].dtype))
+            out[i][tuple(int(n) for n in np.unravel_index(e, out[i].shape))] = value
         return tuple(out)
 
 
