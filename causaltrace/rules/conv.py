@@ -98,8 +98,8 @@ def convolution(op: OpCall) -> Result:
     c = op.cells("input")
     if lead == 1 and c is not None:  # no batch dim
         c = lattice.unsqueeze(c, 0)
-    if Small.fits(op, "input", out):
-        return lattice.join(Small(op, "input", out).forward(out), _bias(op, out.ndim, lead))
+    if Small.fits(op, out):
+        return lattice.join(Small(op, out).forward(out), _bias(op, out.ndim, lead))
     transposed = bool(op.get("transposed", False))
     sizes = x.shape[lead:], out.shape[lead:]
     window = _Window(op, *(sizes[::-1] if transposed else sizes), weight)
@@ -132,8 +132,8 @@ def convolution_backward(op: OpCall) -> Result:
     groups = op.get("groups", 1)
     own = op.cells("grad_output")
     dbias = lattice.reduce(own, [d for d in range(grad.ndim) if d != 1], keepdim=False)
-    if Small.fits(op, "input", grad):
-        small = Small(op, "input", grad)
+    if Small.fits(op, grad):
+        small = Small(op, grad)
         return [small.to_input(), small.to_weight(), dbias]
     sizes = x.shape[2:], grad.shape[2:]
     window = _Window(op, *(sizes[::-1] if transposed else sizes), weight)

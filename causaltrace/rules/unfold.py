@@ -106,9 +106,9 @@ def _product(op: OpCall, a: Factor, b: Factor, shape: tuple[int, ...]) -> Cells 
 class Small:
     """A convolution that is small enough."""
 
-    def __init__(self, op: OpCall, data: str, result: Tensor) -> None:
+    def __init__(self, op: OpCall, result: Tensor) -> None:
         self.op = op
-        weight, x = op.tensor("weight"), op.tensor(data)
+        weight, x = op.tensor("weight"), op.tensor("input")
         self.taps = weight.ndim - 2
         self.groups, self.transposed = int(op.get("groups", 1)), bool(op.get("transposed", False))
         ins, outs = tuple(x.shape[-self.taps :]), tuple(result.shape[-self.taps :])
@@ -117,10 +117,10 @@ class Small:
         self.unfolded = Unfolded(op, ins, outs, weight.shape[2:])
 
     @staticmethod
-    def fits(op: OpCall, data: str, result: Tensor) -> bool:
-        weight, x = op.tensor("weight"), op.tensor(data)
+    def fits(op: OpCall, result: Tensor) -> bool:
+        weight, x = op.tensor("weight"), op.tensor("input")
         spread = max(x.numel(), result.numel()) * max(weight.shape[:2]) * math.prod(weight.shape[2:])
-        known = [c for c in (op.cells(data), op.cells("weight"), op.cells("grad_output")) if c is not None]
+        known = [c for c in (op.cells("input"), op.cells("weight"), op.cells("grad_output")) if c is not None]
         return spread <= LIMIT and not all(c.uniform for c in known)
 
     def columns(self, name: str, table: Tensor) -> Factor:
