@@ -10,10 +10,22 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from causaltrace.report.model import Finding, Hop, Notice, OpUse, Report
+from causaltrace.report.model import (
+    Edge,
+    Finding,
+    Hop,
+    Moment,
+    Notice,
+    OpUse,
+    Provenance,
+    Report,
+    Run,
+)
 from causaltrace.site import Site
 
-SCHEMA = "causaltrace-report/1"
+SCHEMA = "causaltrace-report/2"
+#: Schemas that are read; what an older one lacks is empty.
+READ = (SCHEMA, "causaltrace-report/1")
 SCHEMA_MANY = "causaltrace-reports/1"
 
 
@@ -48,6 +60,9 @@ def to_dict(report: Report) -> dict[str, Any]:
     opaque = [_notice(n, site) for n in report.opaque]
     escapes = [_notice(n, site) for n in report.escapes]
     notes = [_notice(n, site) for n in report.notes]
+    timeline = [_moment(m, site) for m in report.timeline]
+    nodes = [site(s) for s in report.graph.sites]
+    edges = [[e.source, e.target, e.flows, e.labels, e.lag, e.bad] for e in report.graph.edges]
     return {
         "schema": SCHEMA,
         "status": report.status,
@@ -62,6 +77,17 @@ def to_dict(report: Report) -> dict[str, Any]:
         "notes": notes,
         "positions": [int(p) for p in report.positions],
         "ops": [[use.op, use.calls, use.handled, use.detail] for use in report.ops],
+        "streams": [[name, size] for name, size in report.streams],
+        "lags": list(report.lags),
+        "reach": None if report.reach is None else [list(runs) for runs in report.reach],
+        "timeline": timeline,
+        "graph": {"nodes": nodes, "edges": edges},
+        "run": {
+            "command": report.run.command,
+            "revision": report.run.revision,
+            "time": report.run.time,
+            "versions": dict(report.run.versions),
+        },
         "sites": site.rows(),
     }
 
@@ -83,7 +109,7 @@ def from_dict(data: Mapping[str, Any]) -> Report:
 
     Raises ``ValueError`` for another schema or a malformed document.
     """
-    if data.get("schema") != SCHEMA:
+    if data.get("schema") not in READ:
         raise ValueError(f"expected schema {SCHEMA!r}, got {data.get('schema')!r}")
     try:
         return _read(data)
@@ -142,7 +168,47 @@ def _read(data: Mapping[str, Any]) -> Report:
         labels=data["labels"],
         error=data["error"],
         ops=[OpUse(*use) for use in data["ops"]],
+        streams=[(name, size) for name, size in data.get("streams", ())],
+        lags=list(data.get("lags", ())),
+        reach=data.get("reach"),
+        timeline=[_read_moment(m, sites) for m in data.get("timeline", ())],
+        graph=_read_graph(data.get("graph", {"nodes": (), "edges": ()}), sites),
+        run=_read_run(data.get("run", {})),
     )
+
+
+def _read_moment(m: Mapping[str, Any], sites: Sequence[Site]) -> Moment:
+    return Moment(
+        m["kind"], sites[m["site"]], m["count"], m["first"], m["last"], m["label"], m["scored"], m["findings"]
+    )
+
+
+def _read_graph(data: Mapping[str, Any], sites: Sequence[Site]) -> Provenance:
+    def pair(value: Sequence[int] | None) -> tuple[int, int] | None:
+        return None if value is None else (value[0], value[1])
+
+    return Provenance(
+        [sites[i] for i in data["nodes"]],
+        [Edge(s, t, n, pair(labels), pair(lag), bad) for s, t, n, labels, lag, bad in data["edges"]],
+    )
+
+
+def _read_run(data: Mapping[str, Any]) -> Run:
+    versions = tuple(data.get("versions", {}).items())
+    return Run(data.get("command", ""), data.get("revision", ""), data.get("time", ""), versions)
+
+
+def _moment(moment: Moment, site: _Sites) -> dict[str, Any]:
+    return {
+        "kind": moment.kind,
+        "site": site(moment.site),
+        "count": moment.count,
+        "first": moment.first,
+        "last": moment.last,
+        "label": moment.label,
+        "scored": moment.scored,
+        "findings": moment.findings,
+    }
 
 
 def _finding(finding: Finding, site: _Sites) -> dict[str, Any]:

@@ -88,9 +88,69 @@ class OpUse:
     detail: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """Labels that went from one site to another: indices into ``Provenance.sites``.
+
+    ``flows``: how many supports the target made of the source's. ``labels``: the first and the last of the
+    latest labels that went along, if that was looked at. ``lag``: the least and the greatest distance
+    (score - label; 1 or more is legal in stream order) of the scores whose path is known to go along here.
+    ``bad``: the path of a finding does.
+    """
+
+    source: int
+    target: int
+    flows: int = 1
+    labels: tuple[int, int] | None = None
+    lag: tuple[int, int] | None = None
+    bad: bool = False
+
+
+@dataclass(slots=True)
+class Provenance:
+    """The provenance graph, folded: one node a site however often it ran, edges as labels went."""
+
+    sites: list[Site] = field(default_factory=list)
+    edges: list[Edge] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """One step of the run: consecutive events of one kind at one site.
+
+    ``kind``: "score" (positions ``first`` to ``last`` were scored), "update" (an optimizer step wrote state)
+    or "escape" (a value left torch). ``label``: the latest label involved, -1 if none; ``scored``: how many
+    positions had been scored by then; ``findings``: how many findings it brought.
+    """
+
+    kind: str
+    site: Site
+    count: int = 1
+    first: int = -1
+    last: int = -1
+    label: int = -1
+    scored: int = 0
+    findings: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What was run, for a reader elsewhere: empty where it is not known. ``command``: the script and its
+    arguments; ``revision``: the revision of the code, ``+`` behind it if files were changed since."""
+
+    command: str = ""
+    revision: str = ""
+    time: str = ""  #: ISO 8601, UTC
+    versions: tuple[tuple[str, str], ...] = ()  #: of causaltrace, torch, Python
+
+
 @dataclass(slots=True)
 class Report:
-    """The result of one watch."""
+    """The result of one watch.
+
+    Positions and labels in ``positions``, ``violations`` and notices are counted in their stream; those in
+    ``lags``, ``reach``, ``timeline`` and ``graph`` through all ``streams``, one after the other.
+    """
 
     status: str
     orders: dict[str, str]
@@ -103,6 +163,15 @@ class Report:
     labels: int = 0
     error: str | None = None
     ops: list[OpUse] = field(default_factory=list)
+    streams: list[tuple[str, int]] = field(default_factory=list)  #: names and sizes
+    #: of every score in ``positions``: how far before it the latest label is that reached it (0: its own,
+    #: below 0: later ones); None: no label did
+    lags: Sequence[int | None] = field(default_factory=list)
+    #: with ``precision="exact"``, of every score: the labels that reached it, as runs (start, stop, ...)
+    reach: Sequence[Sequence[int]] | None = None
+    timeline: list[Moment] = field(default_factory=list)
+    graph: Provenance = field(default_factory=Provenance)
+    run: Run = field(default_factory=Run)
 
     @property
     def scored(self) -> int:
@@ -120,7 +189,7 @@ class Report:
         return to_text(self, width)
 
     def to_json(self) -> str:
-        """The complete report as JSON, schema ``causaltrace-report/1``."""
+        """The complete report as JSON, schema ``causaltrace-report/2``."""
         from causaltrace.report.json import to_json
 
         return to_json(self)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from causaltrace.report.json import from_dict, from_json, reports_to_json, to_dict, to_json
-from causaltrace.report.model import Finding, Hop, Notice, OpUse, Report
+from causaltrace.report.model import Edge, Finding, Hop, Moment, Notice, OpUse, Provenance, Report, Run
 from causaltrace.site import Site
 from tests.report import samples
 
@@ -24,6 +24,21 @@ hops = st.builds(Hop, sites, words)
 findings = st.builds(
     Finding, words, positions, positions, orders, sites, st.lists(hops, max_size=3).map(tuple), words, words
 )
+spans = st.none() | st.tuples(positions, positions)
+moments = st.builds(Moment, words, sites, *[positions] * 6)
+runs = st.builds(
+    Run, words, words, words, st.dictionaries(words, words, max_size=3).map(lambda d: tuple(d.items()))
+)
+
+
+@st.composite
+def graphs(draw):
+    nodes = draw(st.lists(sites, unique=True, min_size=1, max_size=4))
+    ends = st.integers(0, len(nodes) - 1)
+    edges = st.builds(Edge, ends, ends, positions, spans, spans, st.booleans())
+    return Provenance(nodes, draw(st.lists(edges, max_size=4)))
+
+
 reports = st.builds(
     Report,
     status=st.sampled_from(["clean", "violation", "unverified"]),
@@ -37,6 +52,12 @@ reports = st.builds(
     labels=positions,
     error=st.none() | words,
     ops=st.lists(st.builds(OpUse, words, positions, words, words), max_size=2),
+    streams=st.lists(st.tuples(words, positions), max_size=2),
+    lags=st.lists(st.none() | st.integers(-(2**30), 2**30), max_size=5),
+    reach=st.none() | st.lists(st.lists(positions, max_size=4), max_size=3),
+    timeline=st.lists(moments, max_size=3),
+    graph=graphs(),
+    run=runs,
 )
 
 
@@ -48,7 +69,7 @@ def test_reads_back_what_it_wrote(report):
 def test_document_is_complete_and_flat():
     report = samples.violation(1000)
     data = json.loads(report.to_json())
-    assert data["schema"] == "causaltrace-report/1"
+    assert data["schema"] == "causaltrace-report/2"
     assert data["status"] == "violation"
     assert data["scored"] == 255
     assert len(data["violations"]) == len(report.violations)
@@ -58,6 +79,12 @@ def test_document_is_complete_and_flat():
     assert data["sites"][finding["site"]]["op"] == "sum"
     assert data["sites"][finding["path"][0][0]]["phase"] == "input"
     assert data["sites"][finding["path"][3][0]]["function"] == "fit"
+
+
+def test_an_older_document_is_read():
+    new = ("streams", "lags", "reach", "timeline", "graph", "run")
+    data = {k: v for k, v in to_dict(samples.violation()).items() if k not in new}
+    assert from_dict({**data, "schema": "causaltrace-report/1"}) == samples.violation()
 
 
 def test_numpy_numbers_are_written_as_numbers():
@@ -72,7 +99,7 @@ def test_numpy_numbers_are_written_as_numbers():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema": "causaltrace-report/2"}, "expected schema"),
+        ({"schema": "causaltrace-report/3"}, "expected schema"),
         ({"violations": [{}]}, "malformed"),
         ({"sites": []}, "malformed"),
         ({"positions": None}, "malformed"),
@@ -89,7 +116,7 @@ def test_non_object_is_refused():
 
 
 def test_several_reports_have_a_schema_of_their_own():
-    assert json.loads(reports_to_json([samples.clean()]))["schema"] == "causaltrace-report/1"
+    assert json.loads(reports_to_json([samples.clean()]))["schema"] == "causaltrace-report/2"
     data = json.loads(reports_to_json([samples.clean(), samples.violation()]))
     assert data["schema"] == "causaltrace-reports/1"
     assert [from_dict(d).status for d in data["reports"]] == ["clean", "violation"]
