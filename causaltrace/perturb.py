@@ -42,15 +42,18 @@ class Plain(TorchDispatchMode):
 
 class Truth:
     """A function's results at ``inputs`` and around them. Input elements are numbered through all inputs.
-    ``values``: for some inputs, what their elements may be; else see ``others``."""
+    ``values``: for some inputs, what their elements may be; else see ``others``. ``numbers``: what the
+    function may compare its inputs with."""
 
     def __init__(
         self,
         fn: Callable[..., Any],
         inputs: tuple[Tensor, ...],
         values: Mapping[int, Sequence[Any]] | None = None,
+        numbers: Iterable[float] = (),
     ) -> None:
         self.fn, self.inputs, self.values = fn, inputs, values or {}
+        self.numbers = list(numbers)
         self.where = [(i, e) for i, t in enumerate(inputs) for e in range(t.numel())]
         base = self.at(inputs)
         if base is None:
@@ -62,7 +65,6 @@ class Truth:
         try:
             with Plain():
                 out = self.fn(*[t.clone() for t in inputs])
-                self.is_test = all(t.dtype == torch.bool for t in tree_leaves(out) if isinstance(t, Tensor))
                 return flat(out)
         except (RuntimeError, ValueError, IndexError, AssertionError):
             return None
@@ -77,13 +79,17 @@ class Truth:
                 hit = changed if hit is None else hit | changed
         return hit
 
-    def not_finite(self, element: int) -> Tensor | None:
-        """As ``column``, for tests like isnan with the values that they look for. These show what is depended
-        on; as 0 * nan is nan, they say nothing about what is not."""
+    def not_finite(self, element: int) -> Tensor:
+        """Which results are other finite numbers once an element is none: tests like isnan, and whatever asks
+        them. These show what is depended on; as 0 * nan is nan, they say nothing about what is not."""
+        found = torch.zeros(self.base.shape, dtype=torch.bool)
         kind = self.inputs[self.where[element][0]].dtype
-        if not self.is_test or not kind.is_floating_point and not kind.is_complex:
-            return None
-        return self.column(element, (float("nan"), float("inf"), -float("inf")))
+        if kind.is_floating_point or kind.is_complex:
+            for value in (float("nan"), float("inf"), -float("inf")):
+                out = self.at(self._with({element: value}))
+                if out is not None and out.shape == found.shape:
+                    found |= differs(out, self.base) & out.isfinite()
+        return found
 
     def together(self, elements: list[int], rng: random.Random) -> Tensor | None:
         """Which results change when most of these elements change at once."""
@@ -116,6 +122,8 @@ class Truth:
         own, ties = t.reshape(-1)[rng.randrange(t.numel())].item(), [beside[e % len(beside)].item()]
         if t.dtype.is_floating_point or t.dtype.is_complex:
             rest = [-9.0, *ties, rng.gauss(0, 1), -old, 0.0, old + 1, old * (1j if t.dtype.is_complex else 9)]
+            if self.numbers:
+                rest.append(rng.choice(self.numbers) + rng.choice((-0.5, 0.0, 0.5)))
             options = [v for v in (9.0, old * 1.02 + 0.01, *rng.sample(rest, len(rest))) if cmath.isfinite(v)]
             options.insert(2, own)  # a masked place stays a masked place
         else:

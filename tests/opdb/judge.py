@@ -14,9 +14,8 @@ from tests.opdb.samples import Sample
 
 #: Input elements that are told apart in one sample: all of them, or a window of so many.
 WHOLE, WINDOW = 512, 64
-#: Other inputs at which a reported pair is looked for: at most so many (fewer where only a window is told
-#: apart), and so many in a row that show nothing new.
-ATTEMPTS, PATIENCE = 60, 20
+#: Other inputs at which a reported pair is looked for, at most; half as many in a row may show nothing new.
+ATTEMPTS = 120
 
 
 @dataclass
@@ -42,7 +41,7 @@ class Judge:
 
     def __init__(self, sample: Sample, inputs: tuple[Tensor, ...], window: range) -> None:
         self.window = window
-        self.truth = Truth(sample.fn, inputs)
+        self.truth = Truth(sample.fn, inputs, numbers=sample.numbers)
         self.followed = follow(sample.fn, inputs, window)
         self.reach = torch.cat([m.reshape(m.shape[:-1].numel(), len(window)) for m in self.followed.members])
         assert len(self.reach) == len(self.truth.base), "the watched run gave other results"
@@ -64,10 +63,12 @@ class Judge:
             missed.append((r, -1))
 
 
-def judge(sample: Sample, elements: int = 24, values: int = 5, seed: int = 0) -> Verdict:
+def judge(
+    sample: Sample, elements: int = 24, values: int = 5, seed: int = 0, attempts: int = ATTEMPTS
+) -> Verdict:
     """Change up to ``elements`` elements of the inputs one by one, and for some results everything that they
-    are said not to depend on at once. What was reported and did not show is looked for at other inputs of the
-    same kind, where the rules report the same."""
+    are said not to depend on at once. What was reported and did not show is looked for at up to ``attempts``
+    other inputs of the same kind, where the rules report the same."""
     rng = random.Random(f"{sample.op} {sample.number} {seed}")
     total = sum(t.numel() for t in sample.inputs)
     first = rng.randrange(total - WINDOW) if total > WHOLE else 0
@@ -82,10 +83,13 @@ def judge(sample: Sample, elements: int = 24, values: int = 5, seed: int = 0) ->
     shown = {at: here.column(at, rng, values, out.missed) for at in columns}
     known = {at: hit for at, hit in shown.items() if hit is not None}
     out.judged = bool(known) or not columns
+    for at, hit in known.items():
+        if bool((here.reach[:, at] & ~hit).any()):
+            hit |= here.truth.not_finite(window[at])
     fruitless = 0
-    for attempt in range(ATTEMPTS if total <= WHOLE else ATTEMPTS // 8):
+    for attempt in range(attempts if total <= WHOLE else attempts // 4):
         hidden = [at for at, hit in known.items() if bool((here.reach[:, at] & ~hit).any())]
-        if not hidden or fruitless == PATIENCE:
+        if not hidden or fruitless > attempts // 2:
             break
         before = sum(int(hit.sum()) for hit in known.values())
         _look_elsewhere(sample, here, {at: known[at] for at in hidden}, attempt, rng, values, out.missed)
@@ -108,18 +112,18 @@ def _look_elsewhere(
     """Add to ``known`` what shows at inputs drawn anew."""
     try:
         there = Judge(sample, drawn_again(sample.inputs, attempt), here.window)
-    except (Refused, RuntimeError, ValueError, IndexError, AssertionError):
+    except Refused:
         return
     if there.reach.shape != here.reach.shape:
         return
     there.several(rng, missed)
     for at, hit in known.items():
         found = there.column(at, rng, values, missed)
-        odd = there.truth.not_finite(here.window[at]) if attempt % 4 == 3 else None
         if torch.equal(there.reach[:, at], here.reach[:, at]):
-            for more in (found, odd):
-                if more is not None:
-                    hit |= more
+            if found is not None:
+                hit |= found
+            if attempt % 4 == 3:
+                hit |= there.truth.not_finite(here.window[at])
 
 
 def _horizon(followed: Followed, window: range) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
+from math import isfinite
 from typing import Any, NamedTuple
 
 import torch
@@ -68,6 +69,7 @@ class Sample(NamedTuple):
     fn: Callable[..., Any]
     inputs: tuple[Tensor, ...]
     text: str
+    numbers: tuple[float, ...] = ()  #: among the arguments
 
 
 def name_of(op: Any) -> str:
@@ -123,9 +125,10 @@ def samples(name: str, op: Any, limit: int | None = None) -> Iterator[Sample]:
             return op(first, *args, **kwargs)
 
         text = f"{name}({', '.join(_brief(v) for v in leaves)})"
-        yield Sample(name, number, False, call, tuple(t.detach() for t in tensors), text)
+        numbers = tuple(v for v in leaves if isinstance(v, float) and isfinite(v))
+        yield Sample(name, number, False, call, tuple(t.detach() for t in tensors), text, numbers)
         if backward and (with_grads := _backward(call, tensors)) is not None:
-            yield Sample(name, number, True, *with_grads, text + ".backward")
+            yield Sample(name, number, True, *with_grads, text + ".backward", numbers)
 
 
 def _backward(
