@@ -71,8 +71,8 @@ TABLE: dict[str, Rule] = {
             "_record_function_enter_new _record_function_exit sym_size sym_numel sym_stride is_pinned "
             "_has_compatible_shallow_copy_type is_same_size arange full ones zeros rand randn randint "
             "randperm eye tril_indices triu_indices scalar_tensor _efficientzerotensor"),
-    # numbers between two numbers, which may be tensors: S(start) | S(end)
-    **_rows(LEAVE, reduce.whole, "linspace logspace"),
+    # numbers between two numbers, which may be tensors: S(start) | S(end), at the ends only one of them
+    **_rows(LEAVE, reduce.spaced, "linspace logspace"),
     # -- movement: S(out) = S of the element that moved (| S(condition or index))
     **_rows(MOVE, move.same, "clone _to_copy _pin_memory _conj_physical"),
     **_rows(MOVE, move.copy, "copy _copy_from"),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from causaltrace.lattice.cells import Cells
-from causaltrace.rules.call import OpCall, Result
+from causaltrace.rules.call import OpCall, Result, live
 
 #: Rows up to which a Cholesky factorisation that fails leaves the columns before the failure as they are
 #: (measured for MKL; larger matrices are done in blocks, which a failure leaves half done).
@@ -288,9 +288,18 @@ def from_triangle(op: OpCall) -> Result:
 # -- solvers ----------------------------------------------------------------------------------------------
 
 
-def _solved(op: OpCall, a: Cells | None, b: Cells | None, left: bool = True) -> Cells | None:
+def _solved(op: OpCall, a: Cells | None, b: Cells | None, right: Tensor, left: bool = True) -> Cells | None:
     """Each column of B (row, if not ``left``) by itself with all of A."""
-    return op.lattice.join(a, _columns(op, b) if left else _rows(op, b))
+    return op.lattice.join(_asked(op, a, right, left), _columns(op, b) if left else _rows(op, b))
+
+
+def _asked(op: OpCall, a: Cells | None, right: Tensor, left: bool) -> Cells | None:
+    """What is read of A: nothing for a column of B (row, if not ``left``) that is a zero gradient, whose
+    solution is 0 whatever A is."""
+    if not op.backward or a is None or right.ndim < 2:
+        return a
+    summed = right.ndim - (2 if left else 1)
+    return op.lattice.keep(a, live(right, [d for d in range(right.ndim) if d != summed]))
 
 
 def solve(op: OpCall) -> Result:
@@ -300,7 +309,7 @@ def solve(op: OpCall) -> Result:
     vector = b.ndim == 1 or a.ndim - 1 == b.ndim and b.shape == a.shape[:-1]
     if vector and right is not None:
         right = lattice.unsqueeze(lattice.aligned(right, b.ndim), b.ndim)
-    x = _solved(op, whole, right, bool(op.get("left", True)) or vector)
+    x = _solved(op, whole, right, b.unsqueeze(-1) if vector else b, bool(op.get("left", True)) or vector)
     if x is not None and vector:
         x = lattice.squeeze(x, [len(x.dims) - 1])
     factors = _fitted(op, whole)
@@ -312,17 +321,18 @@ def solve_triangular(op: OpCall) -> Result:
     one those from i on. X A = B is the transposed."""
     lattice = op.lattice
     if op.name == "triangular_solve":
-        a, right, left = op.tensor("A"), op.cells("self"), True
-        own = op.cells("A")
+        a, b, left = op.tensor("A"), op.tensor("self"), True
     else:
-        a, right, left = op.tensor("self"), op.cells("B"), bool(op.get("left", True))
-        own = op.cells("self")
+        a, b, left = op.tensor("self"), op.tensor("B"), bool(op.get("left", True))
+    own, right = op.of(a), op.of(b)
     upper = bool(op.get("upper", op.name == "triangular_solve"))
     unit = bool(op.get("unitriangular", False))
     read = _read(op, own, a, upper, diagonal=(1 if upper else -1) if unit else 0)
     if not left or op.get("transpose", False):
         read, upper = _swapped(op, read), not upper
-    rows = lattice.join(_rows(op, read), right if left else _swapped(op, right))
+    read = _rows(op, read)
+    read = _asked(op, read, b if left else b.transpose(-2, -1), True)
+    rows = lattice.join(read, right if left else _swapped(op, right))
     out = _running(op, rows, -2, reverse=upper)
     out = out if left else _swapped(op, out)
     return [out, own] if op.name == "triangular_solve" else out
@@ -333,7 +343,7 @@ def cholesky_solve(op: OpCall) -> Result:
     name = "A" if op.name == "_cholesky_solve_helper" else "input2"
     factor = op.tensor(name)
     read = _read(op, op.cells(name), factor, upper=bool(op.get("upper", False)))
-    return _solved(op, _whole(op, read, factor.ndim), op.cells("self"))
+    return _solved(op, _whole(op, read, factor.ndim), op.cells("self"), op.tensor("self"))
 
 
 def lu_solve(op: OpCall) -> Result:
@@ -353,7 +363,7 @@ def lu_solve(op: OpCall) -> Result:
             steps = _swapped(op, _running(op, _columns(op, lower), -1, reverse=True))
             steps = lattice.join(_whole(op, upper, data.ndim), _exchanged(op, steps))
         read = steps if left else _swapped(op, steps)
-    return _solved(op, lattice.join(read, _number(op, pivots)), op.cells("B"), left)
+    return _solved(op, lattice.join(read, _number(op, pivots)), op.cells("B"), op.tensor("B"), left)
 
 
 def _exchanged(op: OpCall, c: Cells | None) -> Cells | None:
@@ -369,7 +379,8 @@ def ldl_solve(op: OpCall) -> Result:
     """A X = B with L, D and pivots: column j of X reads column j of B, the lower triangle and the pivots."""
     data = op.tensor("LD")
     read = _whole(op, _read(op, op.cells("LD"), data, upper=False), data.ndim)
-    return _solved(op, op.lattice.join(read, _number(op, op.cells("pivots"))), op.cells("B"))
+    read = op.lattice.join(read, _number(op, op.cells("pivots")))
+    return _solved(op, read, op.cells("B"), op.tensor("B"))
 
 
 def lstsq(op: OpCall) -> Result:

@@ -119,6 +119,16 @@ def whole(op: OpCall) -> Result:
     return cells if isinstance(op.out, (tuple, list)) else cells[0]
 
 
+def spaced(op: OpCall) -> Result:
+    """linspace, logspace: from both ends, of which the first element is one and the last the other."""
+    start, end, out = op.cells("start"), op.cells("end"), op.out
+    place = torch.arange(out.numel(), device=out.device)
+    return op.lattice.join(
+        op.lattice.keep(op.lattice.everything(start, 1), (place < max(1, len(place) - 1))),
+        op.lattice.keep(op.lattice.everything(end, 1), place > 0),
+    )
+
+
 def norm_each(op: OpCall) -> Result:
     """_foreach_norm: one number a tensor."""
     return op.lattice.everything(op.cells("self"))
