@@ -144,6 +144,11 @@ class Truth:
         return tuple(out)
 
 
+def stands(attempt: int) -> bool:
+    """Do masks (bools, whole numbers, zeros, infinities) stand where they stood in ``drawn_again``?"""
+    return attempt % 2 == 0 and attempt % 5 != 4
+
+
 def drawn_again(inputs: tuple[Tensor, ...], attempt: int) -> tuple[Tensor, ...]:
     """Other inputs of the same kind. Zeros and what is not finite mostly stand where they stood; whole
     numbers and bools stand in every other attempt, and else come from the same range or name places."""
@@ -161,7 +166,7 @@ def _drawn(t: Tensor, attempt: int, places: int, g: torch.Generator) -> Tensor:
         few = torch.randint(1, 4, t.shape, generator=g).to(t.dtype)
         shares = 0.1 + 0.8 * torch.rand(t.shape, generator=g).to(t.dtype)
         if (kind := attempt % 5) == 4:
-            return few - 2
+            return noise if attempt % 10 == 4 else few - 2
         return torch.where(t.isfinite() & (t != 0), (noise, t * (1 + 0.3 * noise), few, shares)[kind], t)
     if attempt % 2 == 0:
         return t.clone()

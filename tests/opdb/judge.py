@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from causaltrace.depends import Followed, follow
-from causaltrace.perturb import Refused, Truth, drawn_again
+from causaltrace.perturb import Refused, Truth, drawn_again, stands
 from tests.opdb.samples import Sample
 
 #: Input elements that are told apart in one sample: all of them, or a window of so many.
@@ -109,7 +109,8 @@ def _look_elsewhere(
     values: int,
     missed: list[tuple[int, int]],
 ) -> None:
-    """Add to ``known`` what shows at inputs drawn anew."""
+    """Add to ``known`` what shows at inputs drawn anew: of the pairs that the rules report there as well, and
+    where masks were drawn anew, of elements of which they report the same throughout."""
     try:
         there = Judge(sample, drawn_again(sample.inputs, attempt), here.window)
     except Refused:
@@ -119,11 +120,13 @@ def _look_elsewhere(
     there.several(rng, missed)
     for at, hit in known.items():
         found = there.column(at, rng, values, missed)
-        if torch.equal(there.reach[:, at], here.reach[:, at]):
-            if found is not None:
-                hit |= found
-            if attempt % 4 == 3:
-                hit |= there.truth.not_finite(here.window[at])
+        alike = there.reach[:, at] == here.reach[:, at]
+        if not stands(attempt):
+            alike = alike.all()
+        if found is not None:
+            hit |= found & alike
+        if attempt % 4 == 3:
+            hit |= there.truth.not_finite(here.window[at]) & alike
 
 
 def _horizon(followed: Followed, window: range) -> bool:
