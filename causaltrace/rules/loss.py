@@ -10,6 +10,12 @@ from causaltrace.rules.call import OpCall, Result, absorb
 from causaltrace.rules.scatter import land
 
 
+#: Elements of a gradient that are told apart class by class. In larger ones a position's classes share one
+#: support: the log-softmax below joins them anyway.
+CLASS_LIMIT = 1 << 16
+MEAN = 1
+
+
 def class_dim(op: OpCall) -> int:
     return 1 if op.tensor("self").ndim > 1 else 0
 
@@ -18,29 +24,56 @@ def rows(op: OpCall) -> Cells | None:
     """S(row) of every position: union over the class dim, less positions that are ignored."""
     if "linear_weight" in op.args:
         return _linear_rows(op)
-    x = op.tensor("self")
     row = op.lattice.reduce(op.cells("self"), [class_dim(op)], keepdim=False)
-    if x.ndim == 1:
-        return row
-    return op.lattice.keep(row, op.tensor("target") != op.get("ignore_index", -100))
+    return op.lattice.keep(row, _label(op) != op.get("ignore_index", -100))
+
+
+def _label(op: OpCall) -> Tensor:
+    """The target; a single row may have it as a vector, of which the first element counts."""
+    target = op.tensor("target")
+    return target.flatten()[:1].reshape(()) if target.ndim and op.tensor("self").ndim == 1 else target
+
+
+def _label_cells(op: OpCall, c: Cells | None) -> Cells | None:
+    return op.lattice.everything(c) if op.tensor("self").ndim == 1 else c
+
+
+def _read(op: OpCall, label: Tensor) -> Cells | None:
+    """S(the element that the label names) of every position."""
+    c, dim = op.cells("self"), class_dim(op)
+    if c is None or c.dims[dim] == 1:
+        return op.lattice.reduce(c, [dim], keepdim=False)
+    at = label.clamp(0, c.dims[dim] - 1).unsqueeze(dim).unsqueeze(-1)
+    return op.lattice.move(c, lambda data: data.take_along_dim(at, dim).squeeze(dim), held=at.numel() * 8)
+
+
+def _class_weight(op: OpCall, label: Tensor) -> Cells | None:
+    """S(weight of the class that the label names) of every position."""
+    c = op.cells("weight")
+    if c is None or c.uniform:
+        return op.lattice.everything(c, label.ndim)
+    at = label.clamp(0, c.dims[0] - 1)
+    return op.lattice.move(c, lambda data: data[at], held=at.numel() * 8)
 
 
 def nll_loss(op: OpCall) -> Result:
-    """(out, total_weight). ``op.selects``: the target is a verbatim label, so out is a readout and only
-    what else the index depends on joins in; otherwise the index counts like any other."""
-    lattice = op.lattice
-    target = op.tensor("target")
-    weight = lattice.everything(op.cells("weight"))
-    index = op.cells("target")
-    per = lattice.join(rows(op), index, lattice.everything(weight, target.ndim))
-    reduction = op.get("reduction", 1)
+    """(out, total_weight). Each position reads the element and the weight that its label names, if it is
+    not ignored. ``op.selects``: the label is verbatim, so out is a readout: any element of the row could
+    have been read, and only what else the index depends on joins in."""
+    lattice, label = op.lattice, _label(op)
+    index = _label_cells(op, op.cells("target"))
+    if op.selects:
+        return [lattice.join(rows(op), index, lattice.everything(op.cells("weight"), label.ndim)), None]
+    charged = label != op.get("ignore_index", -100)
+    weight = lattice.keep(_class_weight(op, label), charged)
+    per = lattice.join(lattice.keep(_read(op, label), charged), weight, index)
+    reduction = op.get("reduction", MEAN)
     if reduction == 0:
         return [per, None]
-    counted = (
-        op.full(target) if _weighs(op) else op.bare(target)
-    )  # who is ignored may be computed from labels
-    total = lattice.join(lattice.everything(counted), weight)
-    return [lattice.join(lattice.everything(per), total if reduction == 1 else None), total]
+    # who is ignored may be computed from labels
+    counted = op.full(op.tensor("target")) if _weighs(op) else op.bare(op.tensor("target"))
+    total = lattice.join(lattice.everything(counted), lattice.everything(weight))
+    return [lattice.join(lattice.everything(per), total if reduction == MEAN else None), total]
 
 
 def _weighs(op: OpCall) -> bool:
@@ -50,25 +83,32 @@ def _weighs(op: OpCall) -> bool:
 
 
 def nll_loss_backward(op: OpCall) -> Result:
-    """grad_in[i, :] = grad_out[i] at the label's column: S(grad_out[i]) | S(label_i) | S(weights); a zero
-    gradient stays zero. An ignored row is 0 because of its label alone."""
+    """grad_in[i, :] is 0 but at the label's column: S(grad_out[i]) | S(label_i) | S(its weight), and S(total
+    weight) of a mean; the other columns are S(label_i). A zero gradient stays zero, unless it is divided by
+    a total of 0. An ignored row is 0 because of its label alone."""
     lattice = op.lattice
-    x, grad = op.tensor("self"), op.tensor("grad_output")
-    dim = class_dim(op)
-    own, target = op.cells("grad_output"), op.cells("target")
-    charged = op.tensor("target") != op.get("ignore_index", -100)
-    if x.ndim > 1:
-        charged = charged.unsqueeze(dim)
-        target = None if target is None else lattice.unsqueeze(target, dim)
-        if grad.ndim:
-            grad = grad.unsqueeze(dim)
-            own = None if own is None else lattice.unsqueeze(own, dim)
-    rest = lattice.join(
-        target, lattice.everything(lattice.join(op.cells("weight"), op.cells("total_weight")), x.ndim)
-    )
-    read = absorb(op, grad, None if own is None else lattice.aligned(own, x.ndim), rest)
-    kept = lattice.keep(read, charged)
-    return kept if kept is read else lattice.join(kept, lattice.keep(target, ~charged))
+    x, grad, label, dim = op.tensor("self"), op.tensor("grad_output"), _label(op), class_dim(op)
+    own, named = op.cells("grad_output"), _label_cells(op, op.cells("target"))
+    rest, total = lattice.join(_class_weight(op, label), named), None
+    if op.get("reduction", MEAN) == MEAN:
+        total = lattice.everything(op.cells("total_weight"), x.ndim)
+        grad = grad.masked_fill(op.tensor("total_weight") == 0, torch.nan)
+    if grad.ndim:
+        grad = grad.unsqueeze(dim)
+        own = None if own is None else lattice.unsqueeze(own, dim)
+    own = None if own is None else lattice.aligned(own, x.ndim)
+    rest, named = (None if c is None else lattice.unsqueeze(c, dim) for c in (rest, named))
+    read = absorb(op, grad, own, lattice.join(rest, total))
+    label = label.unsqueeze(dim)
+    ignored = op.get("ignore_index", -100)
+    charged = label != ignored
+    if x.numel() > CLASS_LIMIT:
+        return lattice.join(lattice.keep(read, charged), lattice.keep(named, ~charged))
+    classes = torch.arange(x.shape[dim], device=x.device).reshape(-1, *(1,) * (x.ndim - 1 - dim))
+    at, dead = charged & (label == classes), charged & (grad == 0)
+    beside = lattice.join(lattice.keep(named, ~dead), lattice.keep(own, dead))
+    # the column of the ignored class is 0 whatever the label
+    return lattice.join(lattice.keep(read, at), lattice.keep(beside, ~at & (classes != ignored)))
 
 
 def mse_like(op: OpCall) -> Result:

@@ -95,6 +95,44 @@ def test_nll_without_log_softmax() -> None:
         check(lambda x, y: F.cross_entropy(x, y, reduction="none"), rand(2, 3), labels((2,), None))
 
 
+@pytest.mark.parametrize("weights", [None, torch.tensor([0.0, 1.5, -2.0])])
+def test_a_zero_gradient_over_a_total_of_zero_is_no_zero(weights: Tensor | None) -> None:
+    """0 / 0: a mean over classes of weight 0, and no gradient. What makes the total counts."""
+    options: dict[str, Any] = {"weight": weights} if weights is not None else {"ignore_index": 0}
+
+    def gradient(x: Tensor, y: Tensor, g: Tensor) -> list[Tensor]:
+        return grads(lambda x: F.nll_loss(x, y, **options))(x, g)
+
+    def weighted(w: Tensor, g: Tensor) -> list[Tensor]:
+        x = rand(2, 3).requires_grad_()
+        return list(torch.autograd.grad(F.nll_loss(x, torch.tensor([0, 0]), w), x, g))
+
+    check(gradient, rand(2, 3), Index(torch.tensor([0, 0]), [0, 1, 2]), torch.tensor(0.0))
+    check(weighted, torch.tensor([0.0, 1.0, 2.0]), torch.tensor(0.0))
+
+
+@pytest.mark.parametrize("shapes", SHAPES, ids=str)
+@pytest.mark.parametrize("reduction", ["none", "sum"])
+def test_a_label_names_what_is_read(shapes: tuple[tuple[int, ...], tuple[int, ...]], reduction: str) -> None:
+    """One element and one weight for each position; one column of its gradient; no column of the ignored
+    class."""
+    y = labels(shapes[1], 1)
+    seed = rand(*shapes[1]) if reduction == "none" else torch.tensor(1.5)
+
+    def run(x: Tensor, y: Tensor, w: Tensor, g: Tensor) -> list[Tensor]:
+        return grads(lambda x: F.nll_loss(x, y, w, reduction=reduction, ignore_index=1))(x, g)
+
+    if torch.Size(shapes[1]).numel() > 1:
+        check(run, rand(*shapes[0]), y, rand(3).abs() + 0.1, seed, exact=True, large=3.0)
+
+
+def test_the_total_weight_is_no_part_of_a_sum() -> None:
+    def run(x: Tensor, y: Tensor, g: Tensor) -> list[Tensor]:
+        return grads(lambda x: F.cross_entropy(x, y, reduction="sum"))(x, g)
+
+    check(run, rand(2, 3), labels((2,), None), torch.tensor(1.5), exact=True, large=3.0)
+
+
 def soft_margin(x: Tensor, y: Tensor, reduction: str) -> Tensor:
     return F.soft_margin_loss(x, y.detach(), reduction=reduction) + 0 * y.sum()
 
