@@ -9,7 +9,6 @@ from causaltrace.lattice.cells import Cells
 from causaltrace.rules.call import OpCall, Result, absorb
 from causaltrace.rules.scatter import land
 
-
 #: Elements of a gradient that are told apart class by class. In larger ones a position's classes share one
 #: support: the log-softmax below joins them anyway.
 CLASS_LIMIT = 1 << 16
