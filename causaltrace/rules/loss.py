@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -46,9 +48,8 @@ def _read(op: OpCall, label: Tensor) -> Cells | None:
     return op.lattice.move(c, lambda data: data.take_along_dim(at, dim).squeeze(dim), held=at.numel() * 8)
 
 
-def _class_weight(op: OpCall, label: Tensor) -> Cells | None:
-    """S(weight of the class that the label names) of every position."""
-    c = op.cells("weight")
+def _class_weight(op: OpCall, c: Cells | None, label: Tensor) -> Cells | None:
+    """S(weight of the class that the label names) of every position, from S(class weights)."""
     if c is None or c.uniform:
         return op.lattice.everything(c, label.ndim)
     at = label.clamp(0, c.dims[0] - 1)
@@ -64,7 +65,7 @@ def nll_loss(op: OpCall) -> Result:
     if op.selects:
         return [lattice.join(rows(op), index, lattice.everything(op.cells("weight"), label.ndim)), None]
     charged = label != op.get("ignore_index", -100)
-    weight = lattice.keep(_class_weight(op, label), charged)
+    weight = lattice.keep(_class_weight(op, op.cells("weight"), label), charged)
     per = lattice.join(lattice.keep(_read(op, label), charged), weight, index)
     reduction = op.get("reduction", MEAN)
     if reduction == 0:
@@ -88,7 +89,7 @@ def nll_loss_backward(op: OpCall) -> Result:
     lattice = op.lattice
     x, grad, label, dim = op.tensor("self"), op.tensor("grad_output"), _label(op), class_dim(op)
     own, named = op.cells("grad_output"), _label_cells(op, op.cells("target"))
-    rest, total = lattice.join(_class_weight(op, label), named), None
+    rest, total = lattice.join(_class_weight(op, op.cells("weight"), label), named), None
     if op.get("reduction", MEAN) == MEAN:
         total = lattice.everything(op.cells("total_weight"), x.ndim)
         grad = grad.masked_fill(op.tensor("total_weight") == 0, torch.nan)
@@ -229,26 +230,55 @@ def ctc_backward(op: OpCall) -> Result:
     return lattice.join(lattice.keep(out, inside.unsqueeze(-1)), beyond)
 
 
-def _linear_rows(op: OpCall) -> Cells | None:
-    """``rows``, where the linear layer belongs to the op: S(row of the input) | S(weights)."""
-    lattice, x, target = op.lattice, op.tensor("input"), op.tensor("target")
-    weights = [lattice.everything(op.cells(n), 1) for n in ("linear_weight", "linear_bias", "weight")]
-    out = lattice.join(lattice.reduce(op.cells("input"), [x.ndim - 1], keepdim=False), *weights)
-    return out if target.is_floating_point() else lattice.keep(out, target != op.get("ignore_index", -100))
+# -- a linear layer and cross-entropy in one, ``[N, F]`` inputs, ``[N]`` targets ----------------------------
+
+
+def _linear_rows(op: OpCall, of: Callable[[Tensor], Cells | None] | None = None) -> Cells | None:
+    """``rows``: S(row of the input) | S(weights), less positions that are ignored."""
+    lattice, of = op.lattice, of or op.of
+    weights = [op.get(name) for name in ("linear_weight", "linear_bias")]
+    row = lattice.reduce(of(op.tensor("input")), [1], keepdim=False)
+    row = lattice.join(row, *[lattice.everything(of(w), 1) for w in weights if w is not None])
+    return lattice.keep(row, op.tensor("target") != op.get("ignore_index", -100))
+
+
+def _linear_read(op: OpCall, of: Callable[[Tensor], Cells | None]) -> Cells | None:
+    """What a position's loss and gradients read: S(row) | S(weights) | S(its class's weight) | S(label)."""
+    label, weight = op.tensor("target"), op.get("weight")
+    weight = None if weight is None else _class_weight(op, of(weight), label)
+    weight = op.lattice.keep(weight, label != op.get("ignore_index", -100))
+    return op.lattice.join(_linear_rows(op, of), weight, of(label))
 
 
 def chunked(op: OpCall) -> Result:
-    """Linear layer and cross-entropy in one, a row at a time: S(row) | S(target)."""
-    named, target = op.cells("target"), op.tensor("target")
-    if named is not None and target.ndim > 1:
-        named = op.lattice.reduce(named, [target.ndim - 1], keepdim=False)
-    return op.lattice.join(rows(op), named)
+    """Each position's loss; for a verbatim label as ``nll_loss``."""
+    if not op.selects:
+        return _linear_read(op, op.of)
+    return op.lattice.join(rows(op), op.cells("target"), op.lattice.everything(op.cells("weight"), 1))
 
 
 def chunked_sum(op: OpCall) -> Result:
-    """The same, summed, with the gradients of inputs and weights: S(everything), labels included."""
+    """(loss, gradients of input, weights, bias): S(all positions), but for the gradient of the input, whose
+    rows are S(their position) | S(total weight) of a mean. An ignored row is 0 because of its label alone
+    (unless all are ignored: then it is 0 / 0). Gradients hold labels."""
     lattice = op.lattice
-    whole = [lattice.join(*[lattice.everything(of(t)) for t in op.inputs()]) for of in (op.of, op.full)]
-    loss, *gradients = op.out
-    made = [None if whole[1] is None else lattice.reshaped(whole[1], (1,) * t.ndim) for t in gradients]
-    return [None if whole[0] is None else lattice.reshaped(whole[0], (1,) * loss.ndim), *made]
+    loss, grad_input, *others = op.out
+    per, made = (_linear_read(op, of) for of in (op.of, op.full))
+    rows, total = made, None
+    if op.get("reduction") == "mean":
+        total = _total_weight(op)
+        divided = (op.tensor("target") != op.get("ignore_index", -100)) | loss.isnan()
+        rows = lattice.join(made, lattice.keep(total, divided))
+    rows = None if rows is None or not grad_input.numel() else lattice.unsqueeze(rows, 1)
+    summed = lattice.everything(lattice.join(made, total))
+    sums = [lattice.everything(summed, t.ndim) for t in others]
+    return [lattice.everything(lattice.join(per, total)), rows, *sums]
+
+
+def _total_weight(op: OpCall) -> Cells | None:
+    """The total that the losses of a mean are divided by, as one value."""
+    lattice, label, weight = op.lattice, op.tensor("target"), op.get("weight")
+    of = op.full if _weighs(op) else op.bare
+    out = None if weight is None else _class_weight(op, of(weight), label)
+    out = lattice.keep(out, label != op.get("ignore_index", -100))
+    return lattice.everything(lattice.join(out, of(label)), 1)

@@ -255,6 +255,58 @@ def test_linear_cross_entropy(options: LinearCrossEntropyOptions | None) -> None
         )
 
 
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("ignored", [-100, 0])
+def test_a_fused_linear_loss_keeps_positions_apart(reduction: str, weighted: bool, ignored: int) -> None:
+    """A position's gradient reads its own row, an ignored one's its label alone; of the class weights each
+    label reads its own."""
+
+    def run(x: Tensor, t: Tensor, b: Tensor, y: Tensor, w: Tensor, g: Tensor) -> list[Tensor]:
+        return grads(
+            lambda x, t, b: F.linear_cross_entropy(
+                x,
+                t,
+                y,
+                linear_bias=b,
+                weight=w if weighted else None,
+                reduction=reduction,
+                ignore_index=ignored,
+                options=LinearCrossEntropyOptions(allow_retain_graph=True),
+            ),
+            (0, 1, 2),
+        )(x, t, b, g)
+
+    # a mean over no position at all is 0 / 0, also where one is ignored
+    first = 2 if reduction == "mean" else ignored
+    y = Index(torch.tensor([first, 1, 2]), sorted({ignored, 0, 1, 2}))
+    seed = rand(3) if reduction == "none" else torch.tensor(1.5)
+    weights = rand(3).abs() + 0.1
+    check(run, rand(3, 2), rand(3, 2, seed=4), rand(3, seed=5), y, weights, seed, exact=True, large=3.0)
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_a_fused_linear_loss_of_ignored_positions(reduction: str) -> None:
+    """All of them: 0 / 0 as long as no label charges one."""
+
+    def run(x: Tensor, t: Tensor, y: Tensor, g: Tensor) -> list[Tensor]:
+        options = LinearCrossEntropyOptions()
+        return grads(
+            lambda x, t: F.linear_cross_entropy(x, t, y, reduction=reduction, options=options), (0, 1)
+        )(x, t, g)
+
+    y = Index(torch.tensor([-100, -100]), [-100, 0, 1])
+    check(run, rand(2, 2), rand(2, 2, seed=4), y, torch.tensor(1.5), large=3.0)
+
+
+def test_an_ignored_position_of_a_linear_layer_is_no_part_of_its_gradients() -> None:
+    def run(x: Tensor, t: Tensor, y: Tensor, g: Tensor) -> list[Tensor]:
+        loss = lambda x, t: F.cross_entropy((x @ t).unflatten(1, (3, 2)), y, reduction="none")  # noqa: E731
+        return grads(loss, (0, 1))(x, t, g)
+
+    check(run, rand(2, 2), rand(2, 6, seed=4), labels((2, 2), -100), rand(2, 2), exact=True, large=3.0)
+
+
 @pytest.mark.parametrize("options", [{"weight": torch.tensor([1.0, 2.0, 3.0])}, {"ignore_index": 0}, {}])
 def test_gradients_of_a_mean_know_the_labels_that_weigh(options: dict[str, Any]) -> None:
     """Verbatim labels: a row's gradient is divided by a total to which every label adds."""
