@@ -39,9 +39,8 @@ def _label_cells(op: OpCall, c: Cells | None) -> Cells | None:
     return op.lattice.everything(c) if op.tensor("self").ndim == 1 else c
 
 
-def _read(op: OpCall, label: Tensor) -> Cells | None:
-    """S(the element that the label names) of every position."""
-    c, dim = op.cells("self"), class_dim(op)
+def _picked(op: OpCall, c: Cells | None, label: Tensor, dim: int) -> Cells | None:
+    """S(the element that the label names along ``dim``), without this dim."""
     if c is None or c.dims[dim] == 1:
         return op.lattice.reduce(c, [dim], keepdim=False)
     at = label.clamp(0, c.dims[dim] - 1).unsqueeze(dim).unsqueeze(-1)
@@ -66,7 +65,9 @@ def nll_loss(op: OpCall) -> Result:
         return [lattice.join(rows(op), index, lattice.everything(op.cells("weight"), label.ndim)), None]
     charged = label != op.get("ignore_index", -100)
     weight = lattice.keep(_class_weight(op, op.cells("weight"), label), charged)
-    per = lattice.join(lattice.keep(_read(op, label), charged), weight, index)
+    per = lattice.join(
+        lattice.keep(_picked(op, op.cells("self"), label, class_dim(op)), charged), weight, index
+    )
     reduction = op.get("reduction", MEAN)
     if reduction == 0:
         return [per, None]
@@ -118,59 +119,68 @@ def mse_like(op: OpCall) -> Result:
     return out if op.get("reduction", 1) == 0 else lattice.everything(out)
 
 
-# -- losses of a whole row --------------------------------------------------------------------------------
+# -- losses of a whole row, ``[N, C]``: without a batch N is 1 ---------------------------------------------
 
 
-def _row(op: OpCall, name: str, classes: bool) -> Cells | None:
-    """A support with one value a row; ``classes``: the argument has a class dim."""
-    c = op.cells(name)
-    return (
-        op.lattice.reduce(c, [len(c.dims) - 1], keepdim=False) if c is not None and classes and c.dims else c
-    )
+def _one_class(op: OpCall) -> bool:
+    """These compare classes: with one there is nothing to compare."""
+    x = op.tensor("self")
+    return x.ndim == 0 or x.shape[-1] == 1
 
 
-def _rows_read(op: OpCall) -> Cells | None:
-    """S(row) | S(target) | S(class weights), row by row."""
-    target, weight = op.tensor("target"), op.lattice.everything(op.cells("weight"))
-    by_class = op.name.startswith("multilabel")
-    out = op.lattice.join(
-        _row(op, "self", True), _row(op, "is_target", True) if "is_target" in op.args else None
-    )
-    named = _row(op, "target", by_class)
-    if op.tensor("self").ndim < 2:  # one row, whatever form the target has
-        named = op.lattice.everything(named)
-    elif not by_class and target.ndim == 0:
-        named = op.lattice.everything(named, 1)
-    return op.lattice.join(out, named, weight)
+def _several(op: OpCall) -> bool:
+    """Has a row several targets, ``[N, C]``?"""
+    return op.name.startswith("multilabel")
+
+
+def _row(op: OpCall, name: str) -> Cells | None:
+    """``[N, 1]``: one value a row of ``[N, C]`` or, where a row has one, of ``[N]``."""
+    lattice, c = op.lattice, op.cells(name)
+    if c is None or op.tensor("self").ndim < 2:
+        return lattice.everything(c, 2)
+    one_each = name == "target" and not _several(op)
+    return lattice.unsqueeze(lattice.aligned(c, 1), 1) if one_each else lattice.reduce(c, [1])
+
+
+def _beside(op: OpCall) -> Cells | None:
+    """S(target) | S(is_target) | S(weight of its class), row by row."""
+    lattice = op.lattice
+    weight = _class_weight(op, op.cells("weight"), op.tensor("target").reshape(-1))
+    column = None if weight is None else lattice.unsqueeze(weight, 1)
+    return lattice.join(_row(op, "target"), _row(op, "is_target") if "is_target" in op.args else None, column)
 
 
 def margin(op: OpCall) -> Result:
-    """multi_margin_loss; (multilabel_margin_loss, is_target): S(row) | S(target), then reduced."""
+    """multi_margin_loss; (multilabel_margin_loss, is_target): S(row) | S(target) | S(weight of its class),
+    then reduced."""
     lattice = op.lattice
-    per = _rows_read(op)
-    out = per if op.get("reduction", 1) == 0 else lattice.everything(per)
-    if not isinstance(op.out, (list, tuple)):
-        return None if out is None else lattice.reshaped(out, out.dims[: op.out.ndim])
-    named = lattice.reduce(
-        op.cells("target"), [op.tensor("target").ndim - 1] if op.tensor("target").ndim else []
-    )
-    return [out, named]
+    several = isinstance(op.out, (list, tuple))
+    loss = op.out[0] if several else op.out
+    out = None if _one_class(op) else lattice.join(_row(op, "self"), _beside(op))
+    if out is not None:
+        out = lattice.reshaped(out, out.dims[:1]) if loss.ndim else lattice.everything(out)
+    if not several:
+        return out
+    named = _row(op, "target")
+    return [out, None if named is None else lattice.reshaped(named, named.dims[2 - op.out[1].ndim :])]
 
 
 def margin_backward(op: OpCall) -> Result:
-    """S(gradient of the row), and where that is not 0 | S(row) | S(target) | S(class weights)."""
-    lattice, x, grad = op.lattice, op.tensor("self"), op.tensor("grad_output")
-    own, read = op.cells("grad_output"), _rows_read(op)
-    if not x.ndim:
-        return lattice.join(lattice.everything(own), lattice.everything(read))
-    if x.ndim == 1:
-        own, read, grad = lattice.everything(own, 1), lattice.everything(read, 1), grad.reshape(1)
-    else:
-        own = None if own is None else lattice.unsqueeze(own, len(own.dims))
-        read = None if read is None else lattice.unsqueeze(lattice.aligned(read, 1), 1)
-        grad = grad.unsqueeze(-1)
-    own = None if own is None else lattice.aligned(own, x.ndim)
-    return absorb(op, grad, own, read)
+    """S(gradient of the row), and where that is not 0 what its loss read; with one target a row less: of the
+    row, a class that is not the target reads itself and the target."""
+    lattice, x, c = op.lattice, op.tensor("self"), op.cells("self")
+    if _one_class(op):
+        return None
+    own, read = op.cells("grad_output"), lattice.join(_row(op, "self"), _beside(op))
+    own = None if own is None else lattice.unsqueeze(lattice.aligned(own, 1), 1)
+    if c is not None and c.dims[-1] != 1 and not _several(op):
+        label, c = op.tensor("target").reshape(-1), lattice.aligned(c, 2)
+        target = _picked(op, c, label, 1)
+        at = label.unsqueeze(1) == torch.arange(x.shape[-1], device=x.device)
+        target = None if target is None else lattice.unsqueeze(target, 1)
+        read = lattice.join(lattice.keep(read, at), c, target, _beside(op))
+    out = absorb(op, op.tensor("grad_output").reshape(-1, 1), own, read)
+    return out if out is None or x.ndim == 2 else lattice.squeeze(out, [0])
 
 
 # -- connectionist temporal classification ----------------------------------------------------------------

@@ -203,6 +203,26 @@ def test_margin_losses_keep_rows_apart() -> None:
     )
 
 
+@pytest.mark.parametrize("p", [1, 2])
+def test_a_margin_is_between_a_class_and_its_target(p: int) -> None:
+    wanted, weights = torch.tensor([2, 0]), rand(3).abs() + 0.1
+
+    def run(x: Tensor, w: Tensor, g: Tensor) -> list[Tensor]:
+        return grads(lambda x: F.multi_margin_loss(x, wanted, p, 4.0, w, reduction="none"))(x, g)
+
+    check(run, rand(2, 3), weights, rand(2), exact=p == 2)  # p = 1: only signs, most changes show none
+
+
+def test_one_class_has_no_margin() -> None:
+    for loss in (F.multi_margin_loss, F.multilabel_margin_loss):
+        for x in (rand(1), rand()):
+            y = torch.zeros(x.shape, dtype=torch.int64)
+            check(lambda x, g: grads(lambda x: loss(x, y))(x, g), x, torch.tensor(1.5), exact=True)  # noqa: B023
+    check(
+        lambda x, y: F.multi_margin_loss(x, y, reduction="none"), rand(2, 1), Index(torch.tensor([0, 0]), [0])
+    )
+
+
 def ctc(x: Tensor, y: Tensor, steps: object, count: object, reduction: str = "none") -> Tensor:
     return F.ctc_loss(torch.log_softmax(x, -1), y, steps, count, reduction=reduction, zero_infinity=True)
 
