@@ -11,6 +11,8 @@ from causaltrace.rules.pointwise import MASK_VALUE, may_mask
 
 #: Distinct supports along the free dim for which zeros are still looked at one column at a time.
 COLUMNS = 64
+#: Elements of a gradient beyond which its features share one look at the zeros of their rows.
+FEATURES = 1 << 12
 #: Elements of a factor beyond which only its borders are looked at.
 BORDERS = 1 << 16
 
@@ -84,6 +86,7 @@ def _side(
         return kept, kept is not own
     free = own.dims[-1 if transposed else -2]
     feature = factor.ndim == 2 and op.backward and factor.shape[0] != factor.shape[1]
+    feature = feature and factor.numel() > FEATURES
     if free > COLUMNS or (factor.requires_grad if feature else _dense(factor)):
         return lattice.reduce(own, [contracted]), False
     if feature and all_live(factor, (factor.ndim + keys,)):

@@ -83,7 +83,7 @@ def batch_norm(op: OpCall) -> Result:
         if i == 0:
             results.append(out)
         elif id(extra) in states:
-            results.append(lattice.join(old, per_channel))
+            results.append(lattice.join(op.of(extra), per_channel) if training else op.of(extra))
         elif isinstance(extra, Tensor) and extra.ndim == 1 and extra.numel() == x.shape[1]:
             results.append(per_channel)
         else:
@@ -105,6 +105,7 @@ def batch_norm_backward(op: OpCall) -> Result:
     training = bool(op.get("train", op.get("update", op.get("training", True))))
     saved = ("save_mean", "save_invstd", "save_var") if training else ("running_mean", "running_var")
     stats = _channels(op, lattice.join(*[op.cells(s) for s in saved]), n)
+    scale = _channels(op, op.cells("running_var"), n)  # all that dx reads of them in eval mode
     weight = _channels(op, op.cells("weight"), n)
     moved = absorb(op, grad, own, lattice.join(c, stats))
     channel = lattice.reduce(moved, others)
@@ -113,7 +114,7 @@ def batch_norm_backward(op: OpCall) -> Result:
                     lattice.join(c, lattice.reduce(c, others), stats, weight))  # fmt: skip
         dx = lattice.join(dx, channel)
     else:
-        dx = absorb(op, grad, own, lattice.join(stats, weight))
+        dx = absorb(op, grad, own, lattice.join(scale, weight))
     dweight = lattice.reduce(moved, others, keepdim=False)
     return [dx, dweight, lattice.reduce(own, others, keepdim=False)]
 
@@ -177,6 +178,8 @@ def group_norm_backward(op: OpCall) -> Result:
     own, c = op.cells("grad_out"), op.cells("input")
     stats = _spread(op, lattice.join(op.cells("mean"), op.cells("rstd")), x)
     weight = _grouped(op, _channels(op, op.cells("weight"), x.ndim), groups)
+    if not x.numel():
+        return [None, None, None]
     some = grad.ne(0).reshape(x.shape[0], groups, -1).any(-1).repeat_interleave(x.shape[1] // groups, 1)
     some = some.reshape(*some.shape, *(1,) * (x.ndim - 2)).to(grad.dtype)
     dx = absorb(op, some, _grouped(op, own, groups), lattice.join(_grouped(op, c, groups), stats, weight))

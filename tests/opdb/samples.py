@@ -109,6 +109,9 @@ def samples(name: str, op: Any, limit: int | None = None) -> Iterator[Sample]:
         if name in TRUSTING:
             at = [i for i in at if leaves[i].is_floating_point()]
             tensors = [leaves[i] for i in at]
+        if sample.kwargs.get("include_last_offset"):  # trusted to be how many indices there are
+            at = [i for i in at if leaves[i] is not sample.kwargs["offsets"]]
+            tensors = [leaves[i] for i in at]
         if any(t.layout != torch.strided or t.is_nested for t in tensors):
             continue
         if not tensors or sum(t.numel() for t in tensors) > LARGEST:

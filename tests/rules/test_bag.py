@@ -103,3 +103,35 @@ def test_gradients_land_in_their_rows() -> None:
     weights = rand(4)
     fn = lambda t, w: F.embedding_bag(INDEX, t, OFFSETS, mode="sum", per_sample_weights=w)  # noqa: E731
     check(grads(fn, (0, 1)), rand(3, 2), weights, rand(4, 2), exact=True)
+
+
+def test_maxima_are_read_by_bag_and_column() -> None:
+    """A row that no bag names gets nothing from those that compete; one candidate competes with none."""
+    fn = lambda t: F.embedding_bag(INDEX, t, OFFSETS, mode="max")  # noqa: E731
+    check(grads(fn), rand(5, 2) / 9, rand(4, 2), exact=True)
+    twice = torch.tensor([1, 1, 2, 1])
+    fn = lambda t: F.embedding_bag(twice, t, OFFSETS, mode="max")  # noqa: E731
+    check(grads(fn), rand(3, 2) / 9, rand(4, 2), exact=True)
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean"])
+def test_padding_gets_no_gradient(mode: str) -> None:
+    weights = {"per_sample_weights": rand(4)} if mode == "sum" else {}
+
+    def bags(table: Tensor, index: Tensor) -> Tensor:
+        return F.embedding_bag(index, table, OFFSETS, mode=mode, padding_idx=2, **weights)
+
+    index, table = Index(INDEX, range(4)), rand(4, 1)
+    check(lambda i, g: grads(lambda t: bags(t, i))(table, g)[1], index, rand(4, 1), exact=True)
+
+
+def test_padding_has_no_weight() -> None:
+    table = rand(3, 2)
+
+    def run(index: Tensor, weights: Tensor, g: Tensor) -> Tensor:
+        fn = lambda w: F.embedding_bag(  # noqa: E731
+            index, table, OFFSETS, mode="sum", padding_idx=2, per_sample_weights=w
+        )
+        return grads(fn)(weights, g)[1]
+
+    check(run, Index(INDEX, range(3)), rand(4), rand(4, 2), exact=True)

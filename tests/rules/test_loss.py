@@ -95,6 +95,44 @@ def test_nll_without_log_softmax() -> None:
         check(lambda x, y: F.cross_entropy(x, y, reduction="none"), rand(2, 3), labels((2,), None))
 
 
+@pytest.mark.parametrize("weights", [None, torch.tensor([0.0, 1.5, -2.0])])
+def test_a_zero_gradient_over_a_total_of_zero_is_no_zero(weights: Tensor | None) -> None:
+    """0 / 0: a mean over classes of weight 0, and no gradient. What makes the total counts."""
+    options: dict[str, Any] = {"weight": weights} if weights is not None else {"ignore_index": 0}
+
+    def gradient(x: Tensor, y: Tensor, g: Tensor) -> list[Tensor]:
+        return grads(lambda x: F.nll_loss(x, y, **options))(x, g)
+
+    def weighted(w: Tensor, g: Tensor) -> list[Tensor]:
+        x = rand(2, 3).requires_grad_()
+        return list(torch.autograd.grad(F.nll_loss(x, torch.tensor([0, 0]), w), x, g))
+
+    check(gradient, rand(2, 3), Index(torch.tensor([0, 0]), [0, 1, 2]), torch.tensor(0.0))
+    check(weighted, torch.tensor([0.0, 1.0, 2.0]), torch.tensor(0.0))
+
+
+@pytest.mark.parametrize("shapes", SHAPES, ids=str)
+@pytest.mark.parametrize("reduction", ["none", "sum"])
+def test_a_label_names_what_is_read(shapes: tuple[tuple[int, ...], tuple[int, ...]], reduction: str) -> None:
+    """One element and one weight for each position; one column of its gradient; no column of the ignored
+    class."""
+    y = labels(shapes[1], 1)
+    seed = rand(*shapes[1]) if reduction == "none" else torch.tensor(1.5)
+
+    def run(x: Tensor, y: Tensor, w: Tensor, g: Tensor) -> list[Tensor]:
+        return grads(lambda x: F.nll_loss(x, y, w, reduction=reduction, ignore_index=1))(x, g)
+
+    if torch.Size(shapes[1]).numel() > 1:
+        check(run, rand(*shapes[0]), y, rand(3).abs() + 0.1, seed, exact=True, large=3.0)
+
+
+def test_the_total_weight_is_no_part_of_a_sum() -> None:
+    def run(x: Tensor, y: Tensor, g: Tensor) -> list[Tensor]:
+        return grads(lambda x: F.cross_entropy(x, y, reduction="sum"))(x, g)
+
+    check(run, rand(2, 3), labels((2,), None), torch.tensor(1.5), exact=True, large=3.0)
+
+
 def soft_margin(x: Tensor, y: Tensor, reduction: str) -> Tensor:
     return F.soft_margin_loss(x, y.detach(), reduction=reduction) + 0 * y.sum()
 
@@ -165,6 +203,26 @@ def test_margin_losses_keep_rows_apart() -> None:
     )
 
 
+@pytest.mark.parametrize("p", [1, 2])
+def test_a_margin_is_between_a_class_and_its_target(p: int) -> None:
+    wanted, weights = torch.tensor([2, 0]), rand(3).abs() + 0.1
+
+    def run(x: Tensor, w: Tensor, g: Tensor) -> list[Tensor]:
+        return grads(lambda x: F.multi_margin_loss(x, wanted, p, 4.0, w, reduction="none"))(x, g)
+
+    check(run, rand(2, 3), weights, rand(2), exact=p == 2)  # p = 1: only signs, most changes show none
+
+
+def test_one_class_has_no_margin() -> None:
+    for loss in (F.multi_margin_loss, F.multilabel_margin_loss):
+        for x in (rand(1), rand()):
+            y = torch.zeros(x.shape, dtype=torch.int64)
+            check(lambda x, g: grads(lambda x: loss(x, y))(x, g), x, torch.tensor(1.5), exact=True)  # noqa: B023
+    check(
+        lambda x, y: F.multi_margin_loss(x, y, reduction="none"), rand(2, 1), Index(torch.tensor([0, 0]), [0])
+    )
+
+
 def ctc(x: Tensor, y: Tensor, steps: object, count: object, reduction: str = "none") -> Tensor:
     return F.ctc_loss(torch.log_softmax(x, -1), y, steps, count, reduction=reduction, zero_infinity=True)
 
@@ -215,6 +273,58 @@ def test_linear_cross_entropy(options: LinearCrossEntropyOptions | None) -> None
             large=3.0,
             kinds=6,
         )
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("ignored", [-100, 0])
+def test_a_fused_linear_loss_keeps_positions_apart(reduction: str, weighted: bool, ignored: int) -> None:
+    """A position's gradient reads its own row, an ignored one's its label alone; of the class weights each
+    label reads its own."""
+
+    def run(x: Tensor, t: Tensor, b: Tensor, y: Tensor, w: Tensor, g: Tensor) -> list[Tensor]:
+        return grads(
+            lambda x, t, b: F.linear_cross_entropy(
+                x,
+                t,
+                y,
+                linear_bias=b,
+                weight=w if weighted else None,
+                reduction=reduction,
+                ignore_index=ignored,
+                options=LinearCrossEntropyOptions(allow_retain_graph=True),
+            ),
+            (0, 1, 2),
+        )(x, t, b, g)
+
+    # a mean over no position at all is 0 / 0, also where one is ignored
+    first = 2 if reduction == "mean" else ignored
+    y = Index(torch.tensor([first, 1, 2]), sorted({ignored, 0, 1, 2}))
+    seed = rand(3) if reduction == "none" else torch.tensor(1.5)
+    weights = rand(3).abs() + 0.1
+    check(run, rand(3, 2), rand(3, 2, seed=4), rand(3, seed=5), y, weights, seed, exact=True, large=3.0)
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_a_fused_linear_loss_of_ignored_positions(reduction: str) -> None:
+    """All of them: 0 / 0 as long as no label charges one."""
+
+    def run(x: Tensor, t: Tensor, y: Tensor, g: Tensor) -> list[Tensor]:
+        options = LinearCrossEntropyOptions()
+        return grads(
+            lambda x, t: F.linear_cross_entropy(x, t, y, reduction=reduction, options=options), (0, 1)
+        )(x, t, g)
+
+    y = Index(torch.tensor([-100, -100]), [-100, 0, 1])
+    check(run, rand(2, 2), rand(2, 2, seed=4), y, torch.tensor(1.5), large=3.0)
+
+
+def test_an_ignored_position_of_a_linear_layer_is_no_part_of_its_gradients() -> None:
+    def run(x: Tensor, t: Tensor, y: Tensor, g: Tensor) -> list[Tensor]:
+        loss = lambda x, t: F.cross_entropy((x @ t).unflatten(1, (3, 2)), y, reduction="none")  # noqa: E731
+        return grads(loss, (0, 1))(x, t, g)
+
+    check(run, rand(2, 2), rand(2, 6, seed=4), labels((2, 2), -100), rand(2, 2), exact=True, large=3.0)
 
 
 @pytest.mark.parametrize("options", [{"weight": torch.tensor([1.0, 2.0, 3.0])}, {"ignore_index": 0}, {}])

@@ -86,6 +86,23 @@ def test_batch_norm(shape: tuple[int, ...], training: bool) -> None:
     )
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_running_mean_and_variance_are_two(training: bool) -> None:
+    """The gradient of the input reads the variance alone; neither is updated from the other."""
+
+    def fn(x: Tensor, w: Tensor, m: Tensor, v: Tensor, g: Tensor) -> list[Tensor]:
+        m, v = m.clone(), v.abs() + 0.1
+        _, dx = grads(lambda x: F.batch_norm(x, m, v, w, None, training))(x, g)
+        return [dx, m, v] if not training else [m, v]
+
+    check(fn, rand(3, 2), rand(2), rand(2, seed=1), rand(2, seed=2), rand(3, 2), exact=True, large=3.0)
+
+
+def test_no_groups_of_no_samples() -> None:
+    fn = lambda x, w, b: F.group_norm(x, 2, w, b)  # noqa: E731
+    check(lambda w, b: grads(fn, (0, 1, 2))(rand(0, 4, 2), w, b, rand(0, 4, 2)), rand(4), rand(4))
+
+
 @pytest.mark.parametrize("groups", [1, 2, 4])
 def test_group_norm(groups: int) -> None:
     def fn(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
