@@ -17,6 +17,8 @@ WHOLE, WINDOW = 512, 64
 #: Other inputs at which a reported pair is looked for: at most so many (fewer where only a window is told
 #: apart), and so many in a row that show nothing new.
 ATTEMPTS, PATIENCE = 60, 20
+#: The same, for further inputs at which only what is still hidden is looked at.
+SEARCHES, DILIGENCE = 400, 100
 
 
 @dataclass
@@ -82,14 +84,18 @@ def judge(sample: Sample, elements: int = 24, values: int = 5, seed: int = 0) ->
     shown = {at: here.column(at, rng, values, out.missed) for at in columns}
     known = {at: hit for at, hit in shown.items() if hit is not None}
     out.judged = bool(known) or not columns
-    fruitless = 0
-    for attempt in range(ATTEMPTS if total <= WHOLE else ATTEMPTS // 8):
-        hidden = [at for at, hit in known.items() if bool((here.reach[:, at] & ~hit).any())]
-        if not hidden or fruitless == PATIENCE:
-            break
-        before = sum(int(hit.sum()) for hit in known.values())
-        _look_elsewhere(sample, here, {at: known[at] for at in hidden}, attempt, rng, values, out.missed)
-        fruitless = 0 if sum(int(hit.sum()) for hit in known.values()) > before else fruitless + 1
+    for look, most, patience in (
+        (_look_elsewhere, ATTEMPTS, PATIENCE),
+        (_search, SEARCHES, DILIGENCE),
+    ):
+        fruitless = 0
+        for attempt in range(most if total <= WHOLE else most // 8):
+            hidden = [at for at, hit in known.items() if bool((here.reach[:, at] & ~hit).any())]
+            if not hidden or fruitless == patience:
+                break
+            before = sum(int(hit.sum()) for hit in known.values())
+            look(sample, here, {at: known[at] for at in hidden}, attempt, rng, values, out.missed)
+            fruitless = 0 if sum(int(hit.sum()) for hit in known.values()) > before else fruitless + 1
     for at, hit in known.items():
         out.reported += int(here.reach[:, at].sum())
         out.true += int((here.reach[:, at] & hit).sum())
@@ -107,7 +113,7 @@ def _look_elsewhere(
 ) -> None:
     """Add to ``known`` what shows at inputs drawn anew."""
     try:
-        there = Judge(sample, drawn_again(sample.inputs, attempt), here.window)
+        there = Judge(sample, drawn_again(sample.inputs, attempt, here.truth.sizes), here.window)
     except (Refused, RuntimeError, ValueError, IndexError, AssertionError):
         return
     if there.reach.shape != here.reach.shape:
@@ -120,6 +126,35 @@ def _look_elsewhere(
             for more in (found, odd):
                 if more is not None:
                     hit |= more
+
+
+def _search(
+    sample: Sample,
+    here: Judge,
+    known: dict[int, Tensor],
+    attempt: int,
+    rng: random.Random,
+    values: int,
+    missed: list[tuple[int, int]],
+) -> None:
+    """As ``_look_elsewhere``, for a pair that is still hidden: the rules are asked only where it shows."""
+    at, hit = rng.choice(list(known.items()))
+    result = rng.choice((here.reach[:, at] & ~hit).nonzero()[:, 0].tolist())
+    inputs = drawn_again(sample.inputs, ATTEMPTS + attempt, here.truth.sizes)
+    try:
+        truth = Truth(sample.fn, inputs)
+        if attempt % 3 and truth.base.shape == here.truth.base.shape:
+            truth = Truth(sample.fn, truth.standing_out(result, high=attempt % 3 == 1))
+        element = here.window[at]
+        found = truth.column(element, truth.others(element, rng, values))
+        if found is None or found.shape != hit.shape or not (found & here.reach[:, at] & ~hit).any():
+            return
+        there = Judge(sample, truth.inputs, here.window)
+    except (Refused, RuntimeError, ValueError, IndexError, AssertionError):
+        return
+    missed += [(int(r), element) for r in (found & ~there.reach[:, at]).nonzero()[:, 0]]
+    if torch.equal(there.reach[:, at], here.reach[:, at]):
+        hit |= found
 
 
 def _horizon(followed: Followed, window: range) -> bool:
