@@ -17,6 +17,7 @@ from torch import Tensor
 from causaltrace.lattice.cells import Cells
 from causaltrace.rules.call import OpCall, Result, live, varied
 from causaltrace.rules.resample import spatial
+from causaltrace.rules.scatter import land
 from causaltrace.rules.separable import Map, Reads, probed, spread, turned
 
 #: Windows that hold one place, and elements, up to which it is looked at which window a place won.
@@ -25,14 +26,23 @@ WON_LIMIT = 1 << 22
 
 
 def max_pool(op: OpCall) -> Result:
-    """(maxima, their places): both the union over the window."""
+    """(maxima, their places): both the union over the window. The place of an only element is fixed."""
     x, out = op.tensor("self"), op.out[0]
     c, n = op.cells("self"), spatial(op.name)
     if c is None or not out.numel():
         return [None, None]
     maps = probed(op.name, op.args, x, x.shape[-n:], out.shape[-n:])
     both = spread(op, op.lattice.aligned(c, x.ndim), maps)
-    return [both, both]
+    return [both, op.lattice.keep(both, _several(maps))]
+
+
+def _several(maps: Sequence[Map]) -> Tensor:
+    """``[*places out]``: is there more than one element to choose from?"""
+    out = torch.tensor(False)
+    for d, m in enumerate(maps):
+        some = torch.ones(1, dtype=torch.bool) if m is None else (m.index != m.index[:, :1]).any(1)
+        out = out | some.view([-1 if i == d else 1 for i in range(len(maps))]).to(out.device)
+    return out
 
 
 def max_pool_backward(op: OpCall) -> Result:
@@ -134,7 +144,7 @@ def _plane(op: OpCall, c: Cells | None, ndim: int, n: int) -> Cells | None:
 
 def max_unpool(op: OpCall) -> Result:
     """out[k] = S(x[i]) where index[i] is k | S(indices) of the plane, which could have pointed there. Of
-    several that point to one place any may be written last: S(x) of the plane."""
+    several that point to one place any may be written last."""
     lattice, n = op.lattice, spatial(op.name)
     x, index, out = op.tensor("self"), op.tensor("indices"), op.out
     assert isinstance(out, Tensor)
@@ -144,19 +154,7 @@ def max_unpool(op: OpCall) -> Result:
     c = lattice.aligned(c, x.ndim)
     if c.uniform or x.numel() > WON_LIMIT:
         return lattice.join(_plane(op, c, x.ndim, n), where)
-    lead, shape = x.shape[: x.ndim - n], tuple(x.shape)
-    places = index.reshape(*lead, -1)
     total = torch.Size(out.shape[x.ndim - n :]).numel()
-    numbers = torch.arange(places.shape[-1], device=x.device).expand(places.shape)
-    source = places.new_zeros(*lead, total).scatter(-1, places, numbers)
-    count = places.new_zeros(*lead, total).scatter_add(-1, places, torch.ones_like(places))
-
-    def fn(data: Tensor) -> Tensor:
-        width, inner = data.shape[-1], op.lattice.lattice
-        lines = data.expand(*shape, width).reshape(*lead, -1, width)
-        one = lines.gather(-2, source.unsqueeze(-1).expand(*source.shape, width))
-        any_ = inner.reduce(lines, [len(lead)]).expand_as(one)
-        return inner.join(inner.keep(one, count > 0), inner.keep(any_, count > 1)).view(*out_shape, width)
-
-    out_shape = tuple(out.shape)
-    return lattice.join(lattice.compressed(fn, c, held=source.numel() * 16), where)
+    lead = x.shape[: x.ndim - n]
+    planes = torch.arange(lead.numel(), device=x.device).view(*lead, *(1,) * n)
+    return lattice.join(land(op, None, c, out.shape, planes * total + index, x.shape, False), where)

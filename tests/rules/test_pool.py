@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+import causaltrace
 from tests.oracle import Index, check, grads
 from tests.rules.test_pointwise import rand
 from tests.rules.test_resample import both_ways
@@ -59,8 +60,7 @@ def test_maximum(fn: Fn, shape: tuple[int, ...], options: dict[str, Any]) -> Non
     x = rand(*shape).abs() + 0.1  # what the oracle tries is then often lower than all of a window
     layouts = fn is not F.max_pool3d  # which takes few
     indexed = lambda x: fn(x, **options, return_indices=True)  # noqa: E731
-    alone = "ceil_mode" in options  # a window of one element: where its maximum is, is fixed
-    check(indexed, x, exact=not alone, kinds=6, layouts=layouts)
+    check(indexed, x, exact=True, kinds=6, layouts=layouts)
     plain = lambda x: fn(x, **options)  # noqa: E731
     check(plain, x, exact=True, kinds=4, layouts=layouts)
     grad = rand(*plain(x).shape, zeros=0.4, seed=1)
@@ -125,6 +125,12 @@ def test_unpool_after_pool_and_3d() -> None:
     index = torch.tensor([0, 5, 5, 11]).view(1, 1, 1, 2, 2)
     fn = lambda x: torch.ops.aten.max_unpool3d(x, index, (1, 3, 4), (1, 1, 1), (0, 0, 0))  # noqa: E731
     check(grads(fn), rand(1, 1, 1, 2, 2), rand(1, 1, 1, 3, 4, seed=1), kinds=6)
+
+
+def test_places_that_several_point_to() -> None:
+    index = torch.tensor([0, 5, 5, 11]).view(1, 2, 2)
+    reach = causaltrace.dependencies(lambda x: F.max_unpool2d(x, index, 2), torch.ones(1, 2, 2))[0][0]
+    assert reach.view(16, 4).nonzero().tolist() == [[0, 0], [5, 1], [5, 2], [11, 3]]
 
 
 @pytest.mark.parametrize(
