@@ -91,6 +91,22 @@ def test_fractional(shape: tuple[int, ...]) -> None:
     )  # fmt: skip
 
 
+def test_fractional_windows() -> None:
+    """They follow from the samples; the first and the last of a line are where they are in any case."""
+    x, samples = torch.rand(1, 2, 6, 5), torch.tensor([[[0.1, 0.7], [0.6, 0.2]]])
+
+    def fn(x: Tensor, samples: Tensor) -> Any:
+        return F.fractional_max_pool2d(x, (2, 1), (3, 2), _random_samples=samples, return_indices=True)
+
+    check(lambda x: fn(x, samples), x, exact=True, kinds=6)
+    reach = causaltrace.dependencies(lambda s: fn(x, s), samples)[0][0]
+    assert reach.flatten(4).any(-1)[0, 0].tolist() == [[False] * 2, [True] * 2, [False] * 2]
+    check(fn, x, Index(samples, (0.1, 0.5, 0.9)), kinds=6)  # type: ignore[arg-type]
+    grad = torch.tensor([[[1.0, 0, 2], [0, 3, 4]]]).view(1, 2, 3, 1)
+    one = lambda x: F.fractional_max_pool2d(x, 1, (3, 1), _random_samples=samples)  # noqa: E731
+    check(lambda g: grads(one)(x, g), grad, exact=True, kinds=6)
+
+
 def test_fractional_3d() -> None:
     samples = torch.rand(1, 1, 3)
     fn = lambda x: F.fractional_max_pool3d(x, 1, (2, 1, 1), _random_samples=samples)  # noqa: E731
