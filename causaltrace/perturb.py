@@ -13,6 +13,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+#: The largest size that whole numbers are drawn for.
+PLACES = 1024
+
 
 class Refused(Exception):
     """The function does not run at these inputs, or gives no dense tensor."""
@@ -65,6 +68,7 @@ class Truth:
         try:
             with Plain():
                 out = self.fn(*[t.clone() for t in inputs])
+                self.shapes = [t.shape for t in tree_leaves(out) if isinstance(t, Tensor)]
                 return flat(out)
         except (RuntimeError, ValueError, IndexError, AssertionError):
             return None
@@ -107,6 +111,19 @@ class Truth:
         found = differs(out, self.base)
         return found & ~out.isnan() if out.shape == self.base.shape else found
 
+    def standing_out(self, result: int, high: bool) -> tuple[Tensor, ...]:
+        """The inputs where the element that ``result`` may be the gradient of is the largest, or smallest."""
+        for shape in self.shapes:
+            if result < shape.numel():
+                break
+            result -= shape.numel()
+        first, values = 0, {}
+        for t in self.inputs:
+            if t.shape == shape and t.dtype.is_floating_point:
+                values[first + result] = _beyond(t)[high]
+            first += t.numel()
+        return self._with(values)
+
     def others(self, element: int, rng: random.Random, count: int) -> list[Any]:
         """Other values for an element: large ones, a near one, another element's (a tie), a random one, 0.
         Whole numbers take what else is in the tensor, which is valid wherever it stands."""
@@ -121,18 +138,27 @@ class Truth:
         beside = rng.choice(like).reshape(-1)
         own, ties = t.reshape(-1)[rng.randrange(t.numel())].item(), [beside[e % len(beside)].item()]
         if t.dtype.is_floating_point or t.dtype.is_complex:
-            rest = [-9.0, *ties, rng.gauss(0, 1), -old, 0.0, old + 1, old * (1j if t.dtype.is_complex else 9)]
+            low, high = _beyond(t)
+            rest = [low, *ties, rng.gauss(0, 1), -old, 0.0, old + 1, old * (1j if t.dtype.is_complex else 9)]
             if self.numbers:
                 rest.append(rng.choice(self.numbers) + rng.choice((-0.5, 0.0, 0.5)))
-            options = [v for v in (9.0, old * 1.02 + 0.01, *rng.sample(rest, len(rest))) if cmath.isfinite(v)]
+            options = [
+                v for v in (high, old * 1.02 + 0.01, *rng.sample(rest, len(rest))) if cmath.isfinite(v)
+            ]
             options.insert(2, own)  # a masked place stays a masked place
         else:
-            sizes = [n for x in self.inputs for n in (*x.shape, x.numel()) if n]
-            places = rng.choice(sizes)  # as an index it may name any of so many
+            places = rng.choice(self.sizes)  # as an index it may name any of so many
             # -100 is what losses ignore
             named = {*ties, old + 1, max(old - 1, 0), 0, -1, -100, *rng.sample(range(places), min(8, places))}
             options, count = [own, *rng.sample(sorted(named), len(named))], 3 * count
         return [v for v in options if v != old][:count]
+
+    @property
+    def sizes(self) -> list[int]:
+        """How many places an index may name: dims of inputs and results, and all from one dim on."""
+        shapes = [*[t.shape for t in self.inputs], *self.shapes]
+        sizes = {n for s in shapes for d in range(max(1, len(s))) for n in (*s[d : d + 1], s[d:].numel())}
+        return sorted(n for n in sizes if 0 < n <= PLACES) or [1]
 
     def _with(self, values: dict[int, Any]) -> tuple[Tensor, ...]:
         out = list(self.inputs)
@@ -149,11 +175,22 @@ def stands(attempt: int) -> bool:
     return attempt % 2 == 0 and attempt % 5 != 4
 
 
-def drawn_again(inputs: tuple[Tensor, ...], attempt: int) -> tuple[Tensor, ...]:
+def _beyond(t: Tensor) -> tuple[float, float]:
+    """A number below, and one above, all of a tensor's: -9 and 9 if these are."""
+    finite = t[t.isfinite()] if not t.is_complex() else t.real[:0]
+    if not finite.numel():
+        return -9.0, 9.0
+    return min(-8.0, float(finite.min())) - 1, max(8.0, float(finite.max())) + 1
+
+
+def drawn_again(
+    inputs: tuple[Tensor, ...], attempt: int, sizes: Sequence[int] | None = None
+) -> tuple[Tensor, ...]:
     """Other inputs of the same kind. Zeros and what is not finite mostly stand where they stood; whole
-    numbers and bools stand in every other attempt, and else come from the same range or name places."""
+    numbers and bools stand in every other attempt, and else come from the same range or name places, of
+    which there are so many as one of ``sizes`` says (without them, a dim of an input)."""
     g = torch.Generator().manual_seed(attempt)
-    sizes = sorted({n for t in inputs for n in t.shape if n})
+    sizes = sizes or sorted({n for t in inputs for n in t.shape if n})
     places = sizes[attempt // 4 % len(sizes)] if sizes else 1
     return tuple(_drawn(t.detach(), attempt, places, g) for t in inputs)
 
@@ -164,7 +201,7 @@ def _drawn(t: Tensor, attempt: int, places: int, g: torch.Generator) -> Tensor:
     if t.dtype.is_floating_point or t.dtype.is_complex:
         noise = torch.randn(t.shape, dtype=t.dtype, generator=g) * (1, 4, 16)[attempt // 5 % 3]
         few = torch.randint(1, 4, t.shape, generator=g).to(t.dtype)
-        shares = 0.1 + 0.8 * torch.rand(t.shape, generator=g).to(t.dtype)
+        shares = (0.1 + 0.8 * torch.rand(t.shape, generator=g).to(t.dtype)) ** (1, 4, 16)[attempt // 5 % 3]
         if (kind := attempt % 5) == 4:
             return noise if attempt % 10 == 4 else few - 2
         return torch.where(t.isfinite() & (t != 0), (noise, t * (1 + 0.3 * noise), few, shares)[kind], t)
@@ -174,5 +211,7 @@ def _drawn(t: Tensor, attempt: int, places: int, g: torch.Generator) -> Tensor:
         return torch.rand(t.shape, generator=g) < 0.5
     low, high = (int(t.min()), int(t.max()) + 1) if attempt % 4 == 1 else (0, places)
     new = torch.randint(low, max(high, low + 1), t.shape, generator=g).to(t.dtype)
+    if attempt % 8 > 4:
+        new = torch.where(torch.rand(t.shape, generator=g) < 0.5, t, new)  # some of them stand
     # what rises, like offsets, may have to: kernels read past the end of what does not
-    return new.sort().values if t.ndim and bool((t.diff() >= 0).all()) else new
+    return new.sort().values if t.ndim == 1 and bool((t.diff() >= 0).all()) else new

@@ -46,8 +46,10 @@ def gather(op: OpCall) -> Result:
     lattice = op.lattice
     x, index = op.tensor("self"), op.tensor("index")
     c = op.cells("self")
+    if not index.numel():  # of any shape
+        return None
     if not x.ndim or not index.ndim:
-        return lattice.join(c, index_cells(op, x.numel()))
+        return _gathered_one(op, c, x.numel(), index)
     dim = op.dim()
     if c is not None:
         if op.selects and op.moves_values:
@@ -70,6 +72,16 @@ def gather(op: OpCall) -> Result:
                 held=index.numel() * 8,
             )
     return lattice.join(c, index_cells(op, x.shape[dim]))
+
+
+def _gathered_one(op: OpCall, c: Cells | None, places: int, index: Tensor) -> Cells | None:
+    """From a number, wherever the index points; or from a vector with a single index."""
+    lattice = op.lattice
+    if c is not None and (c.uniform or op.selects and op.moves_values):
+        c = lattice.everything(c, index.ndim)
+    elif c is not None:
+        c = lattice.move(c, lambda data: data[index])
+    return lattice.join(c, index_cells(op, places))
 
 
 def _narrowed(op: OpCall, c: Cells, shape: torch.Size, dim: int) -> Cells:

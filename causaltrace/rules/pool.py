@@ -17,6 +17,7 @@ from torch import Tensor
 from causaltrace.lattice.cells import Cells
 from causaltrace.rules.call import OpCall, Result, live, varied
 from causaltrace.rules.resample import spatial
+from causaltrace.rules.scatter import land
 from causaltrace.rules.separable import Map, Reads, probed, spread, turned
 
 #: Windows that hold one place, and elements, up to which it is looked at which window a place won.
@@ -25,14 +26,23 @@ WON_LIMIT = 1 << 22
 
 
 def max_pool(op: OpCall) -> Result:
-    """(maxima, their places): both the union over the window."""
+    """(maxima, their places): both the union over the window. The place of an only element is fixed."""
     x, out = op.tensor("self"), op.out[0]
     c, n = op.cells("self"), spatial(op.name)
     if c is None or not out.numel():
         return [None, None]
     maps = probed(op.name, op.args, x, x.shape[-n:], out.shape[-n:])
     both = spread(op, op.lattice.aligned(c, x.ndim), maps)
-    return [both, both]
+    return [both, op.lattice.keep(both, _several(maps))]
+
+
+def _several(maps: Sequence[Map]) -> Tensor:
+    """``[*places out]``: is there more than one element to choose from?"""
+    out = torch.tensor(False)
+    for d, m in enumerate(maps):
+        some = torch.ones(1, dtype=torch.bool) if m is None else (m.index != m.index[:, :1]).any(1)
+        out = out | some.view([-1 if i == d else 1 for i in range(len(maps))]).to(out.device)
+    return out
 
 
 def max_pool_backward(op: OpCall) -> Result:
@@ -105,26 +115,81 @@ def _crossed(maps: Sequence[Reads], tap: Sequence[int]) -> list[Tensor]:
 
 
 def fractional(op: OpCall) -> Result:
-    """(maxima, their places) of windows that random samples choose: the union over the plane | S(samples)."""
+    """(maxima, their places) of windows that samples choose: the union over the window | S(samples)."""
     lattice, n = op.lattice, spatial(op.name)
-    x = op.tensor("self")
-    samples = op.cells("random_samples")
+    x, places = op.tensor("self"), op.out[1]
+    c, samples = op.cells("self"), op.cells("random_samples")
     if samples is not None:
         samples = lattice.reduce(lattice.aligned(samples, 3), [2])
         assert samples is not None
         lead = samples.dims[2 - (x.ndim - n) : 2]  # without the batch of one of an unbatched input
         samples = lattice.reshaped(samples, (*lead, *(1,) * n))
-    both = lattice.join(_plane(op, op.cells("self"), x.ndim, n), samples)
-    return [both, both]
+        samples = lattice.keep(samples, _may_move(places.shape[-n:], x.device))
+    if c is not None:
+        c = _windowed(op, lattice.aligned(c, x.ndim), n)
+    kernel = torch.Size(op.args["kernel_size"])
+    return [lattice.join(c, samples), lattice.join(c if kernel.numel() > 1 else None, samples)]
+
+
+def _may_move(sizes: Sequence[int], device: torch.device) -> Tensor:
+    """Along each dim the first window begins at the first place, and the last ends at the last."""
+    out = torch.zeros((1,) * len(sizes), dtype=torch.bool, device=device)
+    for d, size in enumerate(sizes):
+        middle = torch.arange(size, device=device) % max(1, size - 1) != 0
+        out = out | middle.view([-1 if i == d else 1 for i in range(len(sizes))])
+    return out
+
+
+def _windowed(op: OpCall, c: Cells, n: int) -> Cells | None:
+    """The union over each window. Where numbers fall from place to place, the maximum is where it begins."""
+    x = op.tensor("self")
+    kernel, sizes, plane = op.args["kernel_size"], tuple(op.args["output_size"]), tuple(x.shape[-n:])
+    total = torch.Size(plane).numel()
+    if all(m == 1 for m in c.dims[-n:]) or total > 1 / torch.finfo(x.dtype).eps or x.numel() > WON_LIMIT:
+        return op.lattice.reduce(c, range(x.ndim - n, x.ndim))
+    falling = -torch.arange(total, dtype=x.dtype, device=x.device).view(plane).expand(x.shape).contiguous()
+    run = getattr(torch.ops.aten, op.name)
+    begin = run(falling, kernel, sizes, op.args["random_samples"])[1].flatten(-n)
+    lead, dims = x.shape[: x.ndim - n], (*x.shape[: x.ndim - n], total)
+    numbers = torch.arange(total, device=x.device).view(plane)
+    taps = numbers[tuple(slice(0, int(k)) for k in kernel)].flatten().tolist()
+
+    def fn(data: Tensor) -> Tensor:
+        width, lattice = data.shape[-1], op.lattice.lattice
+        lines = data.expand(*x.shape, width).reshape(*dims, width)
+        parts = [lines.gather(-2, (begin + t).unsqueeze(-1).expand(*begin.shape, width)) for t in taps]
+        return lattice.join(*parts).view(*lead, *sizes, width)
+
+    return op.lattice.compressed(fn, c, held=begin.numel() * 8)
 
 
 def fractional_backward(op: OpCall) -> Result:
-    """grad_in[k] = union over the plane of S(grad) | S(places) where the gradient is not 0."""
+    """grad_in[k] = S(grad[i]) where place[i] is k | S(places) of the plane, which could have been k, where
+    the gradient is not 0 (else S(grad) vouches for them)."""
     lattice, n = op.lattice, spatial(op.name)
-    grad, where = op.tensor("grad_output"), op.cells("indices")
+    grad, place, x = op.tensor("grad_output"), op.tensor("indices"), op.tensor("self")
+    own, where = op.cells("grad_output"), op.cells("indices")
+    vouching = None
     if where is not None:
-        where = lattice.keep(where, live(grad, tuple(varied(where, ndim=grad.ndim))))
-    return lattice.join(*[_plane(op, c, grad.ndim, n) for c in (op.cells("grad_output"), where)])
+        some = live(grad, tuple(varied(where, ndim=grad.ndim)))
+        kept = lattice.keep(where, some)
+        vouching = None if kept is where else lattice.keep(own, grad == 0)
+        where = kept
+    elsewhere = lattice.join(_plane(op, where, grad.ndim, n), _plane(op, vouching, grad.ndim, n))
+    return lattice.join(_landed(op, own, place, tuple(x.shape), n), elsewhere)
+
+
+def _landed(op: OpCall, c: Cells | None, place: Tensor, shape: tuple[int, ...], n: int) -> Cells | None:
+    """``c`` at its place in a plane of the result."""
+    if c is None:
+        return None
+    c = op.lattice.aligned(c, place.ndim)
+    if c.uniform or torch.Size(shape).numel() > WON_LIMIT:
+        return _plane(op, c, place.ndim, n)
+    lead = torch.Size(shape[: place.ndim - n])
+    planes = torch.arange(lead.numel(), device=place.device).view(*lead, *(1,) * n)
+    places = planes * torch.Size(shape[place.ndim - n :]).numel() + place
+    return land(op, None, c, shape, places, place.shape, False)
 
 
 def _plane(op: OpCall, c: Cells | None, ndim: int, n: int) -> Cells | None:
@@ -134,29 +199,11 @@ def _plane(op: OpCall, c: Cells | None, ndim: int, n: int) -> Cells | None:
 
 def max_unpool(op: OpCall) -> Result:
     """out[k] = S(x[i]) where index[i] is k | S(indices) of the plane, which could have pointed there. Of
-    several that point to one place any may be written last: S(x) of the plane."""
+    several that point to one place any may be written last."""
     lattice, n = op.lattice, spatial(op.name)
     x, index, out = op.tensor("self"), op.tensor("indices"), op.out
     assert isinstance(out, Tensor)
     c, where = op.cells("self"), _plane(op, op.cells("indices"), x.ndim, n)
     if c is None or not x.numel() or not out.numel():
         return where
-    c = lattice.aligned(c, x.ndim)
-    if c.uniform or x.numel() > WON_LIMIT:
-        return lattice.join(_plane(op, c, x.ndim, n), where)
-    lead, shape = x.shape[: x.ndim - n], tuple(x.shape)
-    places = index.reshape(*lead, -1)
-    total = torch.Size(out.shape[x.ndim - n :]).numel()
-    numbers = torch.arange(places.shape[-1], device=x.device).expand(places.shape)
-    source = places.new_zeros(*lead, total).scatter(-1, places, numbers)
-    count = places.new_zeros(*lead, total).scatter_add(-1, places, torch.ones_like(places))
-
-    def fn(data: Tensor) -> Tensor:
-        width, inner = data.shape[-1], op.lattice.lattice
-        lines = data.expand(*shape, width).reshape(*lead, -1, width)
-        one = lines.gather(-2, source.unsqueeze(-1).expand(*source.shape, width))
-        any_ = inner.reduce(lines, [len(lead)]).expand_as(one)
-        return inner.join(inner.keep(one, count > 0), inner.keep(any_, count > 1)).view(*out_shape, width)
-
-    out_shape = tuple(out.shape)
-    return lattice.join(lattice.compressed(fn, c, held=source.numel() * 16), where)
+    return lattice.join(_landed(op, c, index, tuple(out.shape), n), where)

@@ -160,12 +160,16 @@ def scatter(op: OpCall) -> Result:
     x, index = op.tensor("self"), op.tensor("index")
     src = op.args.get("src", op.args.get("value"))
     base, new = op.cells("self"), op.of(src)
-    if not x.ndim or not index.ndim:
-        return lattice.join(base, new, index_cells(op, x.numel()))
-    dim = op.dim()
+    if not index.numel():  # of any shape
+        return base
     # without self even an added 0 changes something: it takes self's place
-    adds = op.name == "scatter_add" or op.get("reduce") in ("sum", "add") and op.get("include_self", True)
-    overwrite = op.name == "scatter" and op.get("reduce") is None
+    with_self = op.get("include_self", True)
+    adds = op.name == "scatter_add" or op.get("reduce") in ("sum", "add") and with_self
+    overwrite = op.name == "scatter" and op.get("reduce") is None or not with_self
+    if not x.ndim or not index.ndim:
+        kept = None if overwrite and x.numel() == 1 else base
+        return lattice.join(kept, lattice.everything(new), index_cells(op, x.numel()))
+    dim = op.dim()
     if isinstance(src, Tensor) and src.ndim == x.ndim:
         src = src[tuple(slice(0, n) for n in index.shape)]
         new = None if new is None else _narrowed(op, new, index.shape, dim)
@@ -178,7 +182,7 @@ def scatter(op: OpCall) -> Result:
     if adds and isinstance(src, Tensor):
         where, vouching = _vouched(op, where, src, new)
     cut = False
-    if op.backward and overwrite and isinstance(src, Tensor) and src.ndim == x.ndim:
+    if op.backward and overwrite and with_self and isinstance(src, Tensor) and src.ndim == x.ndim:
         # a gradient of 0 among zeros: wherever it lands, S(gradient) suffices
         moving = (src != 0) | (x[_leading(index, dim)] != 0).any(dim, keepdim=True)
         kept = lattice.keep(where, live(moving, tuple(varied(where, ndim=x.ndim))))
@@ -236,7 +240,9 @@ def index_write(op: OpCall) -> Result:
     x, index = op.tensor("self"), op.tensor("index")
     src = op.args.get("source", op.args.get("value"))
     base, new = op.cells("self"), op.of(src)
-    overwrite = op.name in ("index_copy", "index_fill")
+    if op.get("alpha", 1) == 0:
+        return base
+    overwrite = op.name in ("index_copy", "index_fill") or not op.get("include_self", True)
     if not x.ndim:
         kept = None if overwrite and index.numel() else base
         return lattice.join(kept, lattice.everything(new, 0))
@@ -347,5 +353,6 @@ def put(op: OpCall) -> Result:
         out = lattice.join(op.cells("self"), lattice.everything(new, x.ndim))
     else:
         places = index % max(1, x.numel())
-        out = land(op, op.cells("self"), new, x.shape, places, index.shape, not op.get("accumulate", False))
+        shape = op.tensor("source").shape  # any shape of as many elements
+        out = land(op, op.cells("self"), new, x.shape, places, shape, not op.get("accumulate", False))
     return lattice.join(out, lattice.everything(index_cells(op, x.numel()), x.ndim))

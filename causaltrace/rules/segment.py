@@ -21,29 +21,36 @@ def _layout(op: OpCall) -> Cells | None:
 
 
 def _owners(op: OpCall, segments: int) -> Tensor | None:
-    """The segment of each row, ``segments`` where it is in none; None: a layout of its own for each batch."""
-    offsets = op.args.get("offsets")
+    """The segment of each row ``[*before the axis, rows]``, ``segments`` where it is in none; None: no layout
+    that says so."""
+    offsets, data = op.args.get("offsets"), op.tensor("data")
     given: Tensor | None = offsets if isinstance(offsets, Tensor) else op.args.get("lengths")
-    if not isinstance(given, Tensor) or given.ndim != 1 or _axis(op) != 0:
+    if not isinstance(given, Tensor) or given.ndim != _axis(op) + 1:
         return None
-    places = torch.arange(op.tensor("data").shape[0], device=given.device, dtype=given.dtype)
+    places = torch.arange(data.shape[_axis(op)], device=given.device, dtype=given.dtype)
+    places = places.expand(*given.shape[:-1], -1).contiguous()
     if isinstance(offsets, Tensor):  # one more than segments
         found = torch.searchsorted(given.contiguous(), places, right=True) - 1
         return torch.where(found < 0, segments, found)
-    return torch.searchsorted(given.cumsum(0), places, right=True)
+    return torch.searchsorted(given.cumsum(-1), places, right=True)
+
+
+def _wide(op: OpCall, owner: Tensor) -> Tensor:
+    """``owner`` as it broadcasts over the data."""
+    return owner.reshape(*owner.shape, *(1,) * (op.tensor("data").ndim - owner.ndim))
 
 
 def _rows(op: OpCall, c: Cells | None, owner: Tensor, segments: int) -> Cells | None:
-    """The union over each segment of ``c [rows, ...]``."""
+    """The union over each segment of ``c [*before the axis, rows, ...]``."""
+    wide = _wide(op, owner)
+    c = op.lattice.keep(c, wide < segments)
     if c is None:
         return None
-    rest = torch.Size(c.dims[1:])
-    c = op.lattice.keep(c, (owner < segments).reshape(-1, *(1 for _ in rest)))
-    if c is None:
-        return None
-    inner = torch.arange(rest.numel(), device=owner.device).view(1, *rest)
-    places = owner.clamp(max=segments - 1).reshape(-1, *(1 for _ in rest)) * rest.numel() + inner
-    return land(op, None, c, (segments, *rest), places, places.shape, False)
+    lead, rest = owner.shape[:-1], torch.Size(c.dims[owner.ndim :])
+    outer = torch.arange(lead.numel(), device=owner.device).view(*lead, *(1,) * (wide.ndim - len(lead)))
+    inner = torch.arange(rest.numel(), device=owner.device).view(rest)
+    places = (outer * segments + wide.clamp(max=segments - 1)) * rest.numel() + inner
+    return land(op, None, c, (*lead, segments, *rest), places, places.shape, False)
 
 
 def forward(op: OpCall) -> Result:
@@ -64,9 +71,14 @@ def backward(op: OpCall) -> Result:
         outer, data = lattice.join(outer, op.cells("output")), op.cells("data")
     if owner is None:
         return lattice.join(lattice.reduce(outer, [axis]), lattice.reduce(data, [axis]), _layout(op))
-    read = lattice.join(outer, _rows(op, data, owner, segments))
-    if read is not None and read.dims[0] != 1:
-        read = lattice.move(read, lambda data: data[owner.clamp(max=segments - 1)], owner.numel() * 8)
-    return lattice.join(
-        lattice.keep(read, (owner < segments).reshape(-1, *(1,) * (op.out.ndim - 1))), _layout(op)
-    )
+    read, wide = lattice.join(outer, _rows(op, data, owner, segments)), _wide(op, owner)
+    if read is not None and read.dims[axis] != 1:
+        dims = (*owner.shape[:-1], *read.dims[axis:])
+        places = wide.clamp(max=segments - 1).expand(*owner.shape, *dims[axis + 1 :]).unsqueeze(-1)
+
+        def fn(data: Tensor) -> Tensor:
+            width = data.shape[-1]
+            return data.expand(*dims, width).gather(axis, places.expand(*places.shape[:-1], width))
+
+        read = lattice.move(read, fn, held=owner.numel() * 8)
+    return lattice.join(lattice.keep(read, wide < segments), _layout(op))

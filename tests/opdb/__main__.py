@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from causaltrace.perturb import Refused
-from tests.opdb.judge import ATTEMPTS, Verdict, judge
+from tests.opdb.judge import Verdict, judge
 from tests.opdb.samples import EXCLUDED, LARGER, Sample, all_ops, samples
 
 
@@ -72,8 +72,8 @@ def run(name: str, limit: int | None, only: int | None, elements: int, values: i
             continue
         try:
             # an op that is larger in some samples is looked at less closely in the others
-            attempts = ATTEMPTS if row.counts["larger"] < 3 else ATTEMPTS // 8
-            row.add(sample, judge(sample, elements, values, attempts=attempts))
+            effort = 1 if row.counts["larger"] < 3 else 1 / 8
+            row.add(sample, judge(sample, elements, values, effort=effort))
         except Refused:
             row.counts["refused"] += 1
         except Exception as error:

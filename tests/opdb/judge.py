@@ -14,8 +14,11 @@ from tests.opdb.samples import Sample
 
 #: Input elements that are told apart in one sample: all of them, or a window of so many.
 WHOLE, WINDOW = 512, 64
-#: Other inputs at which a reported pair is looked for, at most; half as many in a row may show nothing new.
-ATTEMPTS = 120
+#: Other inputs at which a reported pair is looked for: at most so many (fewer where only a window is told
+#: apart), and so many in a row that show nothing new.
+ATTEMPTS, PATIENCE = 60, 20
+#: The same, for further inputs at which only what is still hidden is looked at.
+SEARCHES, DILIGENCE = 400, 100
 
 
 @dataclass
@@ -63,12 +66,10 @@ class Judge:
             missed.append((r, -1))
 
 
-def judge(
-    sample: Sample, elements: int = 24, values: int = 5, seed: int = 0, attempts: int = ATTEMPTS
-) -> Verdict:
+def judge(sample: Sample, elements: int = 24, values: int = 5, seed: int = 0, effort: float = 1) -> Verdict:
     """Change up to ``elements`` elements of the inputs one by one, and for some results everything that they
-    are said not to depend on at once. What was reported and did not show is looked for at up to ``attempts``
-    other inputs of the same kind, where the rules report the same."""
+    are said not to depend on at once. What was reported and did not show is looked for at other inputs of the
+    same kind, where the rules report the same; ``effort``: at what share of the usual number."""
     rng = random.Random(f"{sample.op} {sample.number} {seed}")
     total = sum(t.numel() for t in sample.inputs)
     first = rng.randrange(total - WINDOW) if total > WHOLE else 0
@@ -86,14 +87,16 @@ def judge(
     for at, hit in known.items():
         if bool((here.reach[:, at] & ~hit).any()):
             hit |= here.truth.not_finite(window[at])
-    fruitless = 0
-    for attempt in range(attempts if total <= WHOLE else attempts // 4):
-        hidden = [at for at, hit in known.items() if bool((here.reach[:, at] & ~hit).any())]
-        if not hidden or fruitless > attempts // 2:
-            break
-        before = sum(int(hit.sum()) for hit in known.values())
-        _look_elsewhere(sample, here, {at: known[at] for at in hidden}, attempt, rng, values, out.missed)
-        fruitless = 0 if sum(int(hit.sum()) for hit in known.values()) > before else fruitless + 1
+    share = effort if total <= WHOLE else effort / 4
+    for look, most, patience in ((_look_elsewhere, ATTEMPTS, PATIENCE), (_search, SEARCHES, DILIGENCE)):
+        fruitless = 0
+        for attempt in range(int(most * share)):
+            hidden = [at for at, hit in known.items() if bool((here.reach[:, at] & ~hit).any())]
+            if not hidden or fruitless == patience:
+                break
+            before = sum(int(hit.sum()) for hit in known.values())
+            look(sample, here, {at: known[at] for at in hidden}, attempt, rng, values, out.missed)
+            fruitless = 0 if sum(int(hit.sum()) for hit in known.values()) > before else fruitless + 1
     for at, hit in known.items():
         out.reported += int(here.reach[:, at].sum())
         out.true += int((here.reach[:, at] & hit).sum())
@@ -109,24 +112,58 @@ def _look_elsewhere(
     values: int,
     missed: list[tuple[int, int]],
 ) -> None:
-    """Add to ``known`` what shows at inputs drawn anew: of the pairs that the rules report there as well, and
-    where masks were drawn anew, of elements of which they report the same throughout."""
+    """Add to ``known`` what shows at inputs drawn anew, and what shows there only once an element is none."""
     try:
-        there = Judge(sample, drawn_again(sample.inputs, attempt), here.window)
+        there = Judge(sample, drawn_again(sample.inputs, attempt, here.truth.sizes), here.window)
     except Refused:
         return
     if there.reach.shape != here.reach.shape:
         return
     there.several(rng, missed)
     for at, hit in known.items():
+        alike = _alike(there, here, at, attempt)
         found = there.column(at, rng, values, missed)
-        alike = there.reach[:, at] == here.reach[:, at]
-        if not stands(attempt):
-            alike = alike.all()
         if found is not None:
             hit |= found & alike
         if attempt % 4 == 3:
             hit |= there.truth.not_finite(here.window[at]) & alike
+
+
+def _search(
+    sample: Sample,
+    here: Judge,
+    known: dict[int, Tensor],
+    attempt: int,
+    rng: random.Random,
+    values: int,
+    missed: list[tuple[int, int]],
+) -> None:
+    """As ``_look_elsewhere``, for a pair that is still hidden: the rules are asked only where it shows."""
+    at, hit = rng.choice(list(known.items()))
+    result = rng.choice((here.reach[:, at] & ~hit).nonzero()[:, 0].tolist())
+    attempt += ATTEMPTS
+    inputs = drawn_again(sample.inputs, attempt, here.truth.sizes)
+    try:
+        truth = Truth(sample.fn, inputs, numbers=sample.numbers)
+        if attempt % 3 and truth.base.shape == here.truth.base.shape:
+            inputs = truth.standing_out(result, high=attempt % 3 == 1)
+            truth = Truth(sample.fn, inputs, numbers=sample.numbers)
+        element = here.window[at]
+        found = truth.column(element, truth.others(element, rng, values))
+        if found is None or found.shape != hit.shape or not (found & here.reach[:, at] & ~hit).any():
+            return
+        there = Judge(sample, truth.inputs, here.window)
+    except Refused:
+        return
+    missed += [(int(r), element) for r in (found & ~there.reach[:, at]).nonzero()[:, 0]]
+    hit |= found & _alike(there, here, at, attempt)
+
+
+def _alike(there: Judge, here: Judge, at: int, attempt: int) -> Tensor:
+    """Which pairs with an element the rules report at both inputs, or at neither; where masks were drawn
+    anew, none unless that holds for all of them."""
+    alike = there.reach[:, at] == here.reach[:, at]
+    return alike if stands(attempt) else alike & alike.all()
 
 
 def _horizon(followed: Followed, window: range) -> bool:

@@ -39,7 +39,7 @@ _WHY = {
         "lu lu_unpack lu_solve linalg.lu linalg.lu_factor linalg.lu_factor_ex linalg.lu_solve "
         "linalg.ldl_factor linalg.ldl_factor_ex linalg.ldl_solve"
     ),
-    "windows that random samples choose: the whole plane is joined": (
+    "backward is not told the windows: a gradient may go anywhere in the plane": (
         "nn.functional.fractional_max_pool2d nn.functional.fractional_max_pool3d"
     ),
     "a gradient of the image may come from any place that the grid could point at": (

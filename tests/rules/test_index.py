@@ -286,3 +286,34 @@ def test_a_zero_that_takes_the_place_of_self() -> None:
     x, i, v = rand(4), Index(torch.tensor([2, 0]), range(4)), torch.zeros(2)
     check(lambda x, i, v: x.scatter_reduce(0, i, v, "sum", include_self=False), x, i, v)
     check(lambda x, i, v: x.index_reduce(0, i, v, "mean", include_self=False), x, i, v)
+
+
+def test_numbers_and_single_indices() -> None:
+    """An index of one dim into a number, a single index into a vector, and the other way round."""
+    one, x = torch.tensor(1.5), rand(3)
+    here, at = Index(torch.tensor([0, 0]), [0]), Index(torch.tensor(1), range(3))
+    check(lambda x, i: x.gather(0, i), one, here, exact=True)
+    check(lambda x, i: x.gather(0, i), x, at)
+    check(lambda x: x.gather(0, torch.tensor(1)), x, exact=True)
+    none = torch.zeros(2, 0, dtype=torch.int64)
+    check(lambda x: (x.gather(0, none), x.scatter(0, none, 1.0)), x, exact=True)
+    check(lambda x, v: x.scatter(0, torch.tensor([0]), v), one, rand(1), exact=True)
+    check(lambda x, i, v: x.scatter(0, i, v), x, at, torch.tensor(2.0))
+    check(lambda x, v: x.scatter_reduce(0, here.tensor, v, "mean", include_self=False), one, rand(2))
+    check(lambda x, v: x.put(torch.tensor([[0, 1], [2, 3]]), v), rand(2, 3), rand(4), exact=True)
+    check(lambda x, i, v: x.put(i, v), rand(2, 3), ids([0, 1], [2, 3], below=6), rand(4))
+    check(lambda x, i, v: x.put(i, v), rand(2, 3), Index(torch.tensor(2), range(6)), rand(1))
+
+
+def test_what_is_replaced_or_not_added_is_not_depended_on() -> None:
+    x, v, at = torch.ones(2, 3), torch.ones(2, 2), torch.tensor([0, 2])
+    for fn in (
+        lambda x, v: x.index_reduce(1, at, v, "amax", include_self=False),
+        lambda x, v: x.scatter_reduce(1, at.expand(2, 2), v, "prod", include_self=False),
+    ):
+        reach = causaltrace.dependencies(fn, x, v)[0]
+        assert reach[0].nonzero().tolist() == [[0, 1, 0, 1], [1, 1, 1, 1]]
+        assert reach[1].sum() == 4
+        check(fn, rand(2, 3), rand(2, 2))
+    reach = causaltrace.dependencies(lambda i, v: x.index_add(1, i, v, alpha=0), at, v)[0]
+    assert not any(part.any() for part in reach)

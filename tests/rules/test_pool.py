@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+import causaltrace
 from tests.oracle import Index, check, grads
 from tests.rules.test_pointwise import rand
 from tests.rules.test_resample import both_ways
@@ -59,8 +60,7 @@ def test_maximum(fn: Fn, shape: tuple[int, ...], options: dict[str, Any]) -> Non
     x = rand(*shape).abs() + 0.1  # what the oracle tries is then often lower than all of a window
     layouts = fn is not F.max_pool3d  # which takes few
     indexed = lambda x: fn(x, **options, return_indices=True)  # noqa: E731
-    alone = "ceil_mode" in options  # a window of one element: where its maximum is, is fixed
-    check(indexed, x, exact=not alone, kinds=6, layouts=layouts)
+    check(indexed, x, exact=True, kinds=6, layouts=layouts)
     plain = lambda x: fn(x, **options)  # noqa: E731
     check(plain, x, exact=True, kinds=4, layouts=layouts)
     grad = rand(*plain(x).shape, zeros=0.4, seed=1)
@@ -89,6 +89,22 @@ def test_fractional(shape: tuple[int, ...]) -> None:
         grads(lambda x, s: fn(x, s)[0]), rand(*shape), where, rand(*shape[:-2], 2, 2, zeros=0.3, seed=1),
         kinds=6,
     )  # fmt: skip
+
+
+def test_fractional_windows() -> None:
+    """They follow from the samples; the first and the last of a line are where they are in any case."""
+    x, samples = torch.rand(1, 2, 6, 5), torch.tensor([[[0.1, 0.7], [0.6, 0.2]]])
+
+    def fn(x: Tensor, samples: Tensor) -> Any:
+        return F.fractional_max_pool2d(x, (2, 1), (3, 2), _random_samples=samples, return_indices=True)
+
+    check(lambda x: fn(x, samples), x, exact=True, kinds=6)
+    reach = causaltrace.dependencies(lambda s: fn(x, s), samples)[0][0]
+    assert reach.flatten(4).any(-1)[0, 0].tolist() == [[False] * 2, [True] * 2, [False] * 2]
+    check(fn, x, Index(samples, (0.1, 0.5, 0.9)), kinds=6)  # type: ignore[arg-type]
+    grad = torch.tensor([[[1.0, 0, 2], [0, 3, 4]]]).view(1, 2, 3, 1)
+    one = lambda x: F.fractional_max_pool2d(x, 1, (3, 1), _random_samples=samples)  # noqa: E731
+    check(lambda g: grads(one)(x, g), grad, exact=True, kinds=6)
 
 
 def test_fractional_3d() -> None:
@@ -125,6 +141,12 @@ def test_unpool_after_pool_and_3d() -> None:
     index = torch.tensor([0, 5, 5, 11]).view(1, 1, 1, 2, 2)
     fn = lambda x: torch.ops.aten.max_unpool3d(x, index, (1, 3, 4), (1, 1, 1), (0, 0, 0))  # noqa: E731
     check(grads(fn), rand(1, 1, 1, 2, 2), rand(1, 1, 1, 3, 4, seed=1), kinds=6)
+
+
+def test_places_that_several_point_to() -> None:
+    index = torch.tensor([0, 5, 5, 11]).view(1, 2, 2)
+    reach = causaltrace.dependencies(lambda x: F.max_unpool2d(x, index, 2), torch.ones(1, 2, 2))[0][0]
+    assert reach.view(16, 4).nonzero().tolist() == [[0, 0], [5, 1], [5, 2], [11, 3]]
 
 
 @pytest.mark.parametrize(

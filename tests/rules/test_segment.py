@@ -32,11 +32,16 @@ def test_lengths_with_labels() -> None:
     check(lambda x, n, g: grads(lambda x: fn(x, n))(x, g), rand(4, 2), borders, rand(3, 2))
 
 
-def test_a_layout_for_each_batch() -> None:
-    lengths = torch.tensor([[1, 2], [3, 0]])
+@pytest.mark.parametrize("kind", ["sum", "max", "prod"])
+@pytest.mark.parametrize("shape", [(2, 3), (2, 3, 2)], ids=str)
+def test_a_layout_for_each_batch(kind: str, shape: tuple[int, ...]) -> None:
+    lengths, offsets = torch.tensor([[1, 2], [3, 0]]), torch.tensor([[0, 1, 3], [0, 3, 3]])
+    x, grad = rand(*shape), rand(2, 2, *shape[2:], zeros=0.3)
+    for layout in ({"lengths": lengths}, {"offsets": offsets}):
 
-    def fn(x: Tensor) -> Tensor:
-        return torch.segment_reduce(x, "sum", lengths=lengths, axis=1, initial=0)
+        def fn(x: Tensor, layout: dict[str, Tensor] = layout) -> Tensor:
+            return torch.segment_reduce(x, kind, **layout, axis=1, initial=0.5)
 
-    check(fn, rand(2, 3))
-    check(grads(fn), rand(2, 3), rand(2, 2))
+        check(fn, x, exact=kind != "max", large=4.0)
+        check(grads(fn), x, grad, large=4.0)
+        check(lambda g, fn=fn: grads(fn)(x, g)[1], grad, exact=kind != "max")
