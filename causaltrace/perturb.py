@@ -46,7 +46,7 @@ class Plain(TorchDispatchMode):
 class Truth:
     """A function's results at ``inputs`` and around them. Input elements are numbered through all inputs.
     ``values``: for some inputs, what their elements may be; else see ``others``. ``numbers``: what the
-    function may compare its inputs with."""
+    function may compare its inputs with. ``masks``: does it take -inf for what is masked?"""
 
     def __init__(
         self,
@@ -54,9 +54,10 @@ class Truth:
         inputs: tuple[Tensor, ...],
         values: Mapping[int, Sequence[Any]] | None = None,
         numbers: Iterable[float] = (),
+        masks: bool = False,
     ) -> None:
         self.fn, self.inputs, self.values = fn, inputs, values or {}
-        self.numbers = list(numbers)
+        self.numbers, self.masks = list(numbers), masks
         self.where = [(i, e) for i, t in enumerate(inputs) for e in range(t.numel())]
         base = self.at(inputs)
         if base is None:
@@ -85,14 +86,16 @@ class Truth:
 
     def not_finite(self, element: int) -> Tensor:
         """Which results are other finite numbers once an element is none: tests like isnan, and whatever asks
-        them. These show what is depended on; as 0 * nan is nan, they say nothing about what is not."""
+        them. These show what is depended on; as 0 * nan is nan, they say nothing about what is not. Of what
+        is masked (-inf), nan is a result like any other."""
         found = torch.zeros(self.base.shape, dtype=torch.bool)
         kind = self.inputs[self.where[element][0]].dtype
         if kind.is_floating_point or kind.is_complex:
             for value in (float("nan"), float("inf"), -float("inf")):
                 out = self.at(self._with({element: value}))
                 if out is not None and out.shape == found.shape:
-                    found |= differs(out, self.base) & out.isfinite()
+                    seen = self.masks and value == -float("inf")
+                    found |= differs(out, self.base) & (out.isfinite() | seen)
         return found
 
     def together(self, elements: list[int], rng: random.Random) -> Tensor | None:
@@ -140,6 +143,7 @@ class Truth:
         if t.dtype.is_floating_point or t.dtype.is_complex:
             low, high = _beyond(t)
             rest = [low, *ties, rng.gauss(0, 1), -old, 0.0, old + 1, old * (1j if t.dtype.is_complex else 9)]
+            rest.append(9999.0)  # what rounds to thousands
             if self.numbers:
                 rest.append(rng.choice(self.numbers) + rng.choice((-0.5, 0.0, 0.5)))
             options = [
@@ -168,11 +172,6 @@ class Truth:
                 out[i] = out[i].clone()  # with its strides: kernels round differently for others
             out[i][tuple(int(n) for n in np.unravel_index(e, out[i].shape))] = value
         return tuple(out)
-
-
-def stands(attempt: int) -> bool:
-    """Do masks (bools, whole numbers, zeros, infinities) stand where they stood in ``drawn_again``?"""
-    return attempt % 2 == 0 and attempt % 5 != 4
 
 
 def _beyond(t: Tensor) -> tuple[float, float]:

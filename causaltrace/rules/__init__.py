@@ -119,8 +119,9 @@ TABLE: dict[str, Rule] = {
     **_rows(LEAVE, index.take, "take"),
     **_rows(LEAVE, index.repeats, "repeat_interleave"),
     **_rows(LEAVE, scatter.embedding_backward, "embedding_dense_backward"),
-    **_rows(LEAVE, index.nonzero, "nonzero nonzero_static _unique _unique2 unique_dim unique_consecutive "
-            "unique_dim_consecutive"),
+    **_rows(LEAVE, index.nonzero, "nonzero"),
+    **_rows(LEAVE, index.nonzero_static, "nonzero_static"),
+    **_rows(LEAVE, index.distinct, "_unique _unique2 unique_dim unique_consecutive unique_dim_consecutive"),
     **_rows(LEAVE, reduce.whole, "_unsafe_masked_index _unsafe_masked_index_put_accumulate"),
     # bags of rows: S(bag) = union of S(index) | S(row) | S(weight) over the bag, | S(offsets)
     **_rows(LEAVE, bag.forward, "_embedding_bag _embedding_bag_forward_only"),

@@ -227,6 +227,30 @@ def nonzero(op: OpCall) -> Result:
     return cells if isinstance(op.out, (tuple, list)) else cells[0]
 
 
+def nonzero_static(op: OpCall) -> Result:
+    """Place k is that of the k-th nonzero, which the elements up to it decide; what is filled up depends on
+    all of them."""
+    lattice, x, c = op.lattice, op.tensor("self"), op.cells("self")
+    if c is None or c.uniform:
+        return lattice.everything(c, 2)
+    shape = tuple(x.shape)
+    flat = lattice.move(c, lambda data: data.expand(*shape, -1).reshape(-1, data.shape[-1]))
+    found = (x.reshape(-1) != 0).nonzero()[: op.out.shape[0], 0]
+    rest = op.out.shape[0] - len(found)
+    places = torch.cat((found, found.new_full((rest,), x.numel() - 1)))
+    up_to = lattice.running(flat, 0)
+    assert up_to is not None
+    return lattice.move(up_to, lambda data: data[places].unsqueeze(1), held=places.numel() * 8)
+
+
+def distinct(op: OpCall) -> Result:
+    """As ``nonzero``, for unique elements; where there is only one, its number and count are fixed."""
+    made = nonzero(op)
+    if op.tensor("self").numel() == 1 and isinstance(made, list):
+        return [made[0], *(None for _ in made[1:])]
+    return made
+
+
 def take(op: OpCall) -> Result:
     """out[i] = S(index_i) | S(element index_i of the flattened tensor)."""
     lattice, x, index = op.lattice, op.tensor("self"), op.tensor("index")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from causaltrace.depends import Followed, follow
-from causaltrace.perturb import Refused, Truth, drawn_again, stands
+from causaltrace.perturb import Refused, drawn_again
 from tests.opdb.samples import Sample
 
 #: Input elements that are told apart in one sample: all of them, or a window of so many.
@@ -44,7 +44,7 @@ class Judge:
 
     def __init__(self, sample: Sample, inputs: tuple[Tensor, ...], window: range) -> None:
         self.window = window
-        self.truth = Truth(sample.fn, inputs, numbers=sample.numbers)
+        self.truth = sample.truth(inputs)
         self.followed = follow(sample.fn, inputs, window)
         self.reach = torch.cat([m.reshape(m.shape[:-1].numel(), len(window)) for m in self.followed.members])
         assert len(self.reach) == len(self.truth.base), "the watched run gave other results"
@@ -68,8 +68,8 @@ class Judge:
 
 def judge(sample: Sample, elements: int = 24, values: int = 5, seed: int = 0, effort: float = 1) -> Verdict:
     """Change up to ``elements`` elements of the inputs one by one, and for some results everything that they
-    are said not to depend on at once. What was reported and did not show is looked for at other inputs of the
-    same kind, where the rules report the same; ``effort``: at what share of the usual number."""
+    are said not to depend on at once. A pair that was reported and did not show is looked for at other inputs
+    of the same kind, where the rules report it, too; ``effort``: at what share of the usual number."""
     rng = random.Random(f"{sample.op} {sample.number} {seed}")
     total = sum(t.numel() for t in sample.inputs)
     first = rng.randrange(total - WINDOW) if total > WHOLE else 0
@@ -121,12 +121,11 @@ def _look_elsewhere(
         return
     there.several(rng, missed)
     for at, hit in known.items():
-        alike = _alike(there, here, at, attempt)
         found = there.column(at, rng, values, missed)
         if found is not None:
-            hit |= found & alike
+            hit |= found & there.reach[:, at]
         if attempt % 4 == 3:
-            hit |= there.truth.not_finite(here.window[at]) & alike
+            hit |= there.truth.not_finite(here.window[at]) & there.reach[:, at]
 
 
 def _search(
@@ -141,13 +140,12 @@ def _search(
     """As ``_look_elsewhere``, for a pair that is still hidden: the rules are asked only where it shows."""
     at, hit = rng.choice(list(known.items()))
     result = rng.choice((here.reach[:, at] & ~hit).nonzero()[:, 0].tolist())
-    attempt += ATTEMPTS
-    inputs = drawn_again(sample.inputs, attempt, here.truth.sizes)
+    inputs = drawn_again(sample.inputs, ATTEMPTS + attempt, here.truth.sizes)
     try:
-        truth = Truth(sample.fn, inputs, numbers=sample.numbers)
+        truth = sample.truth(inputs)
         if attempt % 3 and truth.base.shape == here.truth.base.shape:
             inputs = truth.standing_out(result, high=attempt % 3 == 1)
-            truth = Truth(sample.fn, inputs, numbers=sample.numbers)
+            truth = sample.truth(inputs)
         element = here.window[at]
         found = truth.column(element, truth.others(element, rng, values))
         if found is None or found.shape != hit.shape or not (found & here.reach[:, at] & ~hit).any():
@@ -156,14 +154,7 @@ def _search(
     except Refused:
         return
     missed += [(int(r), element) for r in (found & ~there.reach[:, at]).nonzero()[:, 0]]
-    hit |= found & _alike(there, here, at, attempt)
-
-
-def _alike(there: Judge, here: Judge, at: int, attempt: int) -> Tensor:
-    """Which pairs with an element the rules report at both inputs, or at neither; where masks were drawn
-    anew, none unless that holds for all of them."""
-    alike = there.reach[:, at] == here.reach[:, at]
-    return alike if stands(attempt) else alike & alike.all()
+    hit |= found & there.reach[:, at]
 
 
 def _horizon(followed: Followed, window: range) -> bool:

@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.testing._internal.common_methods_invocations import op_db
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
+from causaltrace.perturb import Truth
+
 #: Elements of all inputs together.
 LARGEST = 1 << 17
 #: Ops that no perturbation can judge, with the reason.
@@ -59,6 +61,10 @@ _WHY = {
 LARGER = {name: why for why, names in _WHY.items() for name in names.split()}
 
 
+#: Parts of the names of ops that are given -inf for what is masked.
+MASKED = ("softmax", "softmin", "logsumexp")
+
+
 class Sample(NamedTuple):
     """One call. ``inputs`` are what is followed and perturbed: the tensors among the arguments, and for a
     backward pass the gradients that it starts from."""
@@ -70,6 +76,10 @@ class Sample(NamedTuple):
     inputs: tuple[Tensor, ...]
     text: str
     numbers: tuple[float, ...] = ()  #: among the arguments
+
+    def truth(self, inputs: tuple[Tensor, ...]) -> Truth:
+        """Its results at, and around, some inputs."""
+        return Truth(self.fn, inputs, numbers=self.numbers, masks=any(part in self.op for part in MASKED))
 
 
 def name_of(op: Any) -> str:
