@@ -69,9 +69,11 @@ def _cut(op: OpCall, a: Tensor, b: Tensor, ca: Cells | None, cb: Cells | None) -
 def either(op: OpCall) -> Result:
     """a or b: a True in one cuts the other."""
     a, b = op.args["self"], op.args["other"]
-    if not (isinstance(a, Tensor) and isinstance(b, Tensor) and a.dtype == b.dtype == torch.bool):
+    if not isinstance(a, Tensor) or not isinstance(b, Tensor):
         return join(op)
-    return _cut(op, ~a, ~b, op.of(a), op.of(b))
+    if op.name != "logical_or" and not a.dtype == b.dtype == torch.bool:
+        return join(op)
+    return _cut(op, a == 0, b == 0, op.of(a), op.of(b))
 
 
 def _meet(op: OpCall, a: Tensor, b: Tensor, ca: Cells | None, cb: Cells | None) -> Cells | None:
