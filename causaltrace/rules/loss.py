@@ -13,7 +13,7 @@ from causaltrace.rules.scatter import land
 
 #: Elements of a gradient that are told apart class by class. In larger ones a position's classes share one
 #: support: the log-softmax below joins them anyway.
-CLASS_LIMIT = 1 << 16
+CLASS_LIMIT = 1 << 12
 MEAN = 1
 
 

@@ -56,6 +56,13 @@ _WHY = {
     ),
     "every bin reads every value and all borders": "histogram histogramdd histc",
     "draws without replacement: the whole row is joined": "multinomial",
+    "a row of one element is its bias but for rounding, which differs between kernels": (
+        "nn.functional.layer_norm native_layer_norm"
+    ),
+    "keys and values are joined row by row, also where a weight is 0 by underflow or by dropout, or 1": (
+        "nn.functional.scaled_dot_product_attention nn.functional.multi_head_attention_forward"
+    ),
+    "all classes and steps of a sequence are joined": "nn.functional.ctc_loss",
 }
 #: Why a rule is larger than the truth.
 LARGER = {name: why for why, names in _WHY.items() for name in names.split()}

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from torch.nn.modules.linear_cross_entropy_options import LinearCrossEntropyOptions
 
 import causaltrace
+from causaltrace.depends import dependencies
 from tests.oracle import Index, check, grads
 from tests.rules.test_pointwise import rand
 
@@ -254,6 +255,12 @@ def test_ctc_keeps_sequences_apart() -> None:
 
     steps, count = Index(torch.tensor([3, 2]), [2, 3]), Index(torch.tensor([2, 1]), [1, 2])
     check(lengths, rand(3, 2, 3), steps, count, rand(2), kinds=6)
+
+
+def test_ctc_tells_python_the_lengths_of_targets_alone() -> None:
+    y = torch.tensor([[1, 2], [2, 1]])
+    reach = dependencies(lambda x: ctc(x, y, (3, 2), (2, 1)), rand(3, 2, 3))[0][0]  # [2, 3, 2, 3]
+    assert not reach[0, :, 1].any() and not reach[1, :, 0].any()
 
 
 @pytest.mark.parametrize("options", [None, LinearCrossEntropyOptions()], ids=["plain", "chunked"])
