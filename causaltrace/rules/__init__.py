@@ -121,7 +121,8 @@ TABLE: dict[str, Rule] = {
     **_rows(LEAVE, scatter.embedding_backward, "embedding_dense_backward"),
     **_rows(LEAVE, index.nonzero, "nonzero nonzero_static _unique _unique2 unique_dim unique_consecutive "
             "unique_dim_consecutive"),
-    **_rows(LEAVE, reduce.whole, "_unsafe_masked_index _unsafe_masked_index_put_accumulate"),
+    **_rows(LEAVE, index.masked_index, "_unsafe_masked_index"),
+    **_rows(LEAVE, scatter.masked_index_put, "_unsafe_masked_index_put_accumulate"),
     # bags of rows: S(bag) = union of S(index) | S(row) | S(weight) over the bag, | S(offsets)
     **_rows(LEAVE, bag.forward, "_embedding_bag _embedding_bag_forward_only"),
     **_rows(LEAVE, bag.backward, "_embedding_bag_backward _embedding_bag_dense_backward"),

@@ -48,9 +48,6 @@ _WHY = {
     "a number is drawn for each value below 0: all values decide what is drawn next": "nn.functional.rrelu",
     "too large to follow weight by weight: channels are joined": "nn.functional.conv_transpose3d",
     "how far the source is used up depends on all of the mask": "masked_scatter",
-    "made by compilers only: everything is joined": (
-        "_unsafe_masked_index _unsafe_masked_index_put_accumulate"
-    ),
     "every bin reads every value and all borders": "histogram histogramdd histc",
     "draws without replacement: the whole row is joined": "multinomial",
 }

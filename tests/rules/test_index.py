@@ -237,8 +237,11 @@ def test_places_of_a_fixed_number() -> None:
 def test_masked_indices() -> None:
     mask, at = torch.tensor([True, False]), torch.tensor([1, 0])
     op, put = torch.ops.aten._unsafe_masked_index, torch.ops.aten._unsafe_masked_index_put_accumulate
-    check(lambda x: op(x, mask, [at], 0.0), rand(3))
-    check(lambda x, v: put(x, mask, [at], v), rand(3), rand(2))
+    check(lambda x: op(x, mask, [at], 0.0), rand(3), exact=True)
+    check(lambda x, m, i: op(x, m, [i], 0.0), rand(3), mask, Index(at, range(-1, 4)))
+    check(lambda x, v: put(x, mask, [at], v), rand(3), rand(2), exact=True)
+    check(lambda x, m, i, v: put(x, m, [None, i], v), rand(2, 3), mask, Index(at, range(4)), rand(2, 2))
+    check(lambda x, i, v: put(x, mask, [i[:, None], at], v), rand(3, 2), Index(at, range(3)), rand(2, 2))
 
 
 def test_a_mask_decides_order_only_up_to_a_place() -> None:
