@@ -108,16 +108,31 @@ class Truth:
 
     def standing_out(self, result: int, high: bool) -> tuple[Tensor, ...]:
         """The inputs where the element that ``result`` may be the gradient of is the largest, or smallest."""
-        for shape in self.shapes:
-            if result < shape.numel():
-                break
-            result -= shape.numel()
+        shape, place = self._place(result)
         first, values = 0, {}
         for t in self.inputs:
             if t.shape == shape and t.dtype.is_floating_point:
-                values[first + result] = _beyond(t)[high]
+                values[first + place] = _beyond(t)[high]
             first += t.numel()
         return self._with(values)
+
+    def naming(self, element: int, result: int) -> list[int]:
+        """What a whole number may be to name the place of ``result``: along a dim, or in the last ones."""
+        if self.inputs[self.where[element][0]].dtype not in (torch.int32, torch.int64):
+            return []
+        shape, place = self._place(result)
+        tails = [shape[d:].numel() for d in range(len(shape))]
+        return sorted(
+            {n for d, tail in enumerate(tails) for n in (place % tail, place % tail * shape[d] // tail)}
+        )
+
+    def _place(self, result: int) -> tuple[torch.Size, int]:
+        """The shape of the tensor that a result is in, and its number there."""
+        for shape in self.shapes:
+            if result < shape.numel():
+                return shape, result
+            result -= shape.numel()
+        raise IndexError
 
     def others(self, element: int, rng: random.Random, count: int) -> list[Any]:
         """Other values for an element: large ones, a near one, another element's (a tie), a random one, 0.

@@ -18,7 +18,7 @@ WHOLE, WINDOW = 512, 64
 #: apart), and so many in a row that show nothing new.
 ATTEMPTS, PATIENCE = 60, 20
 #: The same, for further inputs at which only what is still hidden is looked at.
-SEARCHES, DILIGENCE = 400, 100
+SEARCHES, DILIGENCE = 400, 150
 
 
 @dataclass
@@ -146,7 +146,8 @@ def _search(
         if attempt % 3 and truth.base.shape == here.truth.base.shape:
             truth = Truth(sample.fn, truth.standing_out(result, high=attempt % 3 == 1))
         element = here.window[at]
-        found = truth.column(element, truth.others(element, rng, values))
+        options = [*truth.naming(element, result), *truth.others(element, rng, values)]
+        found = truth.column(element, options)
         if found is None or found.shape != hit.shape or not (found & here.reach[:, at] & ~hit).any():
             return
         there = Judge(sample, truth.inputs, here.window)
