@@ -215,6 +215,7 @@ def _drawn(t: Tensor, attempt: int, places: int, g: torch.Generator) -> Tensor:
     low, high = (int(t.min()), int(t.max()) + 1) if attempt % 4 == 1 else (0, places)
     new = torch.randint(low, max(high, low + 1), t.shape, generator=g).to(t.dtype)
     if attempt % 8 > 4:
-        new = torch.where(torch.rand(t.shape, generator=g) < 0.5, t, new)  # some of them stand
+        stands = torch.rand(t.shape, generator=g) < (0.5, 0.2)[attempt // 8 % 2]
+        new = torch.where(stands, t, new)
     # what rises, like offsets, may have to: kernels read past the end of what does not
     return new.sort().values if t.ndim == 1 and bool((t.diff() >= 0).all()) else new
