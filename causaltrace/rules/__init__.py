@@ -114,6 +114,7 @@ TABLE: dict[str, Rule] = {
     **_rows(LEAVE, scatter.scatter, "scatter_add scatter_reduce"),
     **_rows(LEAVE, scatter.index_write, "index_add index_copy index_fill index_reduce"),
     **_rows(LEAVE, scatter.put, "put"),
+    **_rows(LEAVE, scatter.bincount, "bincount"),
     **_rows(MOVE, scatter.masked_scatter, "masked_scatter"),
     **_rows(LEAVE, scatter.masked_scatter_backward, "masked_scatter_backward"),
     **_rows(LEAVE, index.take, "take"),
@@ -174,7 +175,7 @@ TABLE: dict[str, Rule] = {
             "_histogramdd_from_bin_tensors dist allclose"),
     **_rows(LEAVE, reduce.rows, "multinomial"),
     **_rows(LEAVE, reduce.searched, "searchsorted bucketize isin"),
-    **_rows(LEAVE, reduce.whole, "bincount equal _local_scalar_dense item _is_all_true "
+    **_rows(LEAVE, reduce.whole, "equal _local_scalar_dense item _is_all_true "
             "_is_any_true"),
     # samplers that draw as often as the values ask for: what the generator yields next depends on them
     **_rows(LEAVE, reduce.whole, "poisson binomial _standard_gamma _sample_dirichlet"),

@@ -376,3 +376,16 @@ def put(op: OpCall) -> Result:
         shape = op.tensor("source").shape  # any shape of as many elements
         out = land(op, op.cells("self"), new, x.shape, places, shape, not op.get("accumulate", False))
     return lattice.join(out, lattice.everything(index_cells(op, x.numel()), x.ndim))
+
+
+def bincount(op: OpCall) -> Result:
+    """How often each number is there, or the sum of the weights there: S(numbers) in every bin, S(weight) in
+    the bin that it is added to."""
+    lattice, x, out = op.lattice, op.tensor("self"), op.out
+    assert isinstance(out, Tensor)
+    weights = op.cells("weights")
+    if len(out) > LAND_LIMIT:
+        weights = lattice.everything(weights, 1)
+    else:
+        weights = land(op, None, weights, out.shape, x.long(), x.shape, False)
+    return lattice.join(lattice.everything(op.cells("self"), 1), weights)

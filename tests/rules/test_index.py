@@ -226,6 +226,7 @@ def test_masked() -> None:
 
 def test_counting() -> None:
     check(lambda i, w: torch.bincount(i, w, minlength=3), ids(0, 2), rand(2))
+    check(lambda w: torch.bincount(torch.tensor([0, 2, 0]), w, minlength=5), rand(3), exact=True)
     check(lambda x: torch.nonzero_static(x > 0, size=3), rand(3), opaque=True)
 
 
@@ -320,3 +321,9 @@ def test_what_is_replaced_or_not_added_is_not_depended_on() -> None:
         check(fn, rand(2, 3), rand(2, 2))
     reach = causaltrace.dependencies(lambda i, v: x.index_add(1, i, v, alpha=0), at, v)[0]
     assert not any(part.any() for part in reach)
+
+
+def test_weights_decide_nothing_but_their_bin() -> None:
+    at = torch.tensor([0, 2, 0])
+    reach = causaltrace.dependencies(lambda i, w: torch.bincount(i, w), at, torch.ones(3))[0]
+    assert reach[0].all() and reach[1].nonzero().tolist() == [[0, 0], [0, 2], [2, 1]]
