@@ -116,16 +116,31 @@ class Truth:
 
     def standing_out(self, result: int, high: bool) -> tuple[Tensor, ...]:
         """The inputs where the element that ``result`` may be the gradient of is the largest, or smallest."""
-        for shape in self.shapes:
-            if result < shape.numel():
-                break
-            result -= shape.numel()
+        shape, place = self._place(result)
         first, values = 0, {}
         for t in self.inputs:
             if t.shape == shape and t.dtype.is_floating_point:
-                values[first + result] = _beyond(t)[high]
+                values[first + place] = _beyond(t)[high]
             first += t.numel()
         return self._with(values)
+
+    def naming(self, element: int, result: int) -> list[int]:
+        """What a whole number may be to name the place of ``result``: along a dim, or in the last ones."""
+        if self.inputs[self.where[element][0]].dtype not in (torch.int32, torch.int64):
+            return []
+        shape, place = self._place(result)
+        tails = [shape[d:].numel() for d in range(len(shape))]
+        return sorted(
+            {n for d, tail in enumerate(tails) for n in (place % tail, place % tail * shape[d] // tail)}
+        )
+
+    def _place(self, result: int) -> tuple[torch.Size, int]:
+        """The shape of the tensor that a result is in, and its number there."""
+        for shape in self.shapes:
+            if result < shape.numel():
+                return shape, result
+            result -= shape.numel()
+        raise IndexError
 
     def others(self, element: int, rng: random.Random, count: int) -> list[Any]:
         """Other values for an element: large ones, a near one, another element's (a tie), a random one, 0.
@@ -142,13 +157,12 @@ class Truth:
         own, ties = t.reshape(-1)[rng.randrange(t.numel())].item(), [beside[e % len(beside)].item()]
         if t.dtype.is_floating_point or t.dtype.is_complex:
             low, high = _beyond(t)
-            rest = [low, *ties, rng.gauss(0, 1), -old, 0.0, old + 1, old * (1j if t.dtype.is_complex else 9)]
+            rest = [low, *ties, rng.gauss(0, 1), -old, old + 1, old * (1j if t.dtype.is_complex else 9)]
             rest.append(9999.0)  # what rounds to thousands
             if self.numbers:
                 rest.append(rng.choice(self.numbers) + rng.choice((-0.5, 0.0, 0.5)))
-            options = [
-                v for v in (high, old * 1.02 + 0.01, *rng.sample(rest, len(rest))) if cmath.isfinite(v)
-            ]
+            rest = [high, old * 1.02 + 0.01, 0.0, *rng.sample(rest, len(rest))]
+            options = [v for v in rest if cmath.isfinite(v)]
             options.insert(2, own)  # a masked place stays a masked place
         else:
             places = rng.choice(self.sizes)  # as an index it may name any of so many
@@ -211,6 +225,7 @@ def _drawn(t: Tensor, attempt: int, places: int, g: torch.Generator) -> Tensor:
     low, high = (int(t.min()), int(t.max()) + 1) if attempt % 4 == 1 else (0, places)
     new = torch.randint(low, max(high, low + 1), t.shape, generator=g).to(t.dtype)
     if attempt % 8 > 4:
-        new = torch.where(torch.rand(t.shape, generator=g) < 0.5, t, new)  # some of them stand
+        stands = torch.rand(t.shape, generator=g) < (0.5, 0.2)[attempt // 8 % 2]
+        new = torch.where(stands, t, new)
     # what rises, like offsets, may have to: kernels read past the end of what does not
     return new.sort().values if t.ndim == 1 and bool((t.diff() >= 0).all()) else new

@@ -16,13 +16,14 @@ from causaltrace.rules.call import tensors as tensors
 #: Tags of ops whose values, or shapes made of values, reach Python.
 SHAPED = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 #: What decides the shape, where that is not every argument: the mask; the rank of a system of equations;
-#: the longest target.
+#: the longest target; the numbers.
 MASKED = {
     "masked_select": ("mask",),
     "index": ("indices",),
     "_unsafe_index": ("indices",),
     "linalg_lstsq": ("self",),
     "_ctc_loss": ("target_lengths",),
+    "bincount": ("self",),
 }
 #: Composites whose own code reads the values of this argument, so that no operation tells of it.
 SILENT = {"aten.tensor_split.tensor_indices_or_sections": 1}

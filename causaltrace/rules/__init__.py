@@ -114,6 +114,7 @@ TABLE: dict[str, Rule] = {
     **_rows(LEAVE, scatter.scatter, "scatter_add scatter_reduce"),
     **_rows(LEAVE, scatter.index_write, "index_add index_copy index_fill index_reduce"),
     **_rows(LEAVE, scatter.put, "put"),
+    **_rows(LEAVE, scatter.bincount, "bincount"),
     **_rows(MOVE, scatter.masked_scatter, "masked_scatter"),
     **_rows(LEAVE, scatter.masked_scatter_backward, "masked_scatter_backward"),
     **_rows(LEAVE, index.take, "take"),
@@ -122,7 +123,8 @@ TABLE: dict[str, Rule] = {
     **_rows(LEAVE, index.nonzero, "nonzero"),
     **_rows(LEAVE, index.nonzero_static, "nonzero_static"),
     **_rows(LEAVE, index.distinct, "_unique _unique2 unique_dim unique_consecutive unique_dim_consecutive"),
-    **_rows(LEAVE, reduce.whole, "_unsafe_masked_index _unsafe_masked_index_put_accumulate"),
+    **_rows(LEAVE, index.masked_index, "_unsafe_masked_index"),
+    **_rows(LEAVE, scatter.masked_index_put, "_unsafe_masked_index_put_accumulate"),
     # bags of rows: S(bag) = union of S(index) | S(row) | S(weight) over the bag, | S(offsets)
     **_rows(LEAVE, bag.forward, "_embedding_bag _embedding_bag_forward_only"),
     **_rows(LEAVE, bag.backward, "_embedding_bag_backward _embedding_bag_dense_backward"),
@@ -174,7 +176,7 @@ TABLE: dict[str, Rule] = {
             "_histogramdd_from_bin_tensors dist allclose"),
     **_rows(LEAVE, reduce.rows, "multinomial"),
     **_rows(LEAVE, reduce.searched, "searchsorted bucketize isin"),
-    **_rows(LEAVE, reduce.whole, "bincount equal _local_scalar_dense item _is_all_true "
+    **_rows(LEAVE, reduce.whole, "equal _local_scalar_dense item _is_all_true "
             "_is_any_true"),
     # samplers that draw as often as the values ask for: what the generator yields next depends on them
     **_rows(LEAVE, reduce.whole, "poisson binomial _standard_gamma _sample_dirichlet"),

@@ -205,6 +205,26 @@ def _index_cells(op: OpCall, x: Tensor, indices: Sequence[Tensor | None]) -> Cel
     return lattice.reshaped(joined, (1,) * before + joined.dims + (1,) * after)
 
 
+def clamped(indices: Sequence[Tensor | None], sizes: Sequence[int]) -> list[Tensor | None]:
+    """Indices as ``_unsafe_masked_index`` reads them: what points past an end points at it."""
+    return [None if t is None else t.clamp(-n, n - 1) for t, n in zip(indices, sizes, strict=False)]
+
+
+def masked_index(op: OpCall) -> Result:
+    """self[indices] where mask is true, else a number."""
+    lattice, x, mask = op.lattice, op.tensor("self"), op.tensor("mask")
+    if not x.numel():
+        return None
+    indices, own = list(op.args["indices"]), op.cells("mask")
+    places = clamped(indices, x.shape)
+    given = {id(t): old for t, old in zip(places, indices, strict=True)}
+    read = OpCall("index", {"self": x, "indices": places}, lambda t: op.of(given.get(id(t), t)), lattice,
+                  op.plane, op.backward, op.out)  # fmt: skip
+    c = index(read)
+    assert not isinstance(c, list)
+    return lattice.join(lattice.keep(c, mask.bool()), own if op.moves_values else None)
+
+
 def masked_select(op: OpCall) -> Result:
     """x[mask] as a vector: elements move, and depend on the whole mask."""
     lattice = op.lattice

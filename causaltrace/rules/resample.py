@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from causaltrace.lattice.cells import Cells
-from causaltrace.rules.call import OpCall, Result, absorb
+from causaltrace.rules.call import OpCall, Result, live, varied
 from causaltrace.rules.separable import HOT, probed, spread, turned
 
 #: Places in times places out up to which a grid is looked at place by place.
 GRID_LIMIT = 1 << 22
+#: Numbers of a grid's modes.
+NEAREST, BICUBIC = 1, 2
 
 
 def resampled(op: OpCall) -> Result:
@@ -96,21 +98,79 @@ def grid_sampler(op: OpCall) -> Result:
 
 def grid_sampler_backward(op: OpCall) -> Result:
     """(grad_input, grad_grid). grad_input[n, c, k] = union of the grad[n, c, q] that read k | S(grid[n]),
-    which could have pointed there. grad_grid[n, q] = grad[n, :, q] | grid[n, q] | input[n], where the
-    gradient is not 0."""
-    lattice = op.lattice
-    grad, grid = op.tensor("grad_output"), op.tensor("grid")
+    which could have pointed there. grad_grid[n, q] = S(grid[n, q]) | grad[n, :, q] | the input[n, :, k] that
+    weigh in, where the gradient is not 0."""
+    lattice, grid = op.lattice, op.tensor("grid")
     own, where = op.cells("grad_output"), op.cells("grid")
     anywhere = lattice.reduce(where, range(1, grid.ndim))
     dx = lattice.join(_sampled(op, "grad_output", own), anywhere)
+    if op.get("interpolation_mode") == NEAREST:  # which has no slope
+        return [dx, None]
+    batch, places, n = grid.shape[0], tuple(grid.shape[1:-1]), grid.ndim - 2
+    grad = op.tensor("grad_output").reshape(batch, -1, torch.Size(places).numel(), 1)
+    weighs = _weights(op)
     here = lattice.reduce(where, [grid.ndim - 1], keepdim=False)
-    if here is not None:
-        here = lattice.unsqueeze(here, 1)
-    image = op.cells("input" if "input" in op.args else "self")
-    rest = lattice.join(here, lattice.reduce(image, range(1, grid.ndim)))
-    placed = lattice.reduce(absorb(op, grad, own, rest), [1], keepdim=False)
-    dgrid = None if placed is None else lattice.unsqueeze(placed, len(placed.dims))
-    return [dx, dgrid]
+    here = None if here is None else _flat(op, lattice.unsqueeze(here, 1), places)
+    own = None if own is None else _flat(op, own, places)
+    seen = _seen(op, weighs)
+    used = live(grad, varied(own, here, seen, ndim=grad.ndim) | {2})
+    if weighs is None:
+        here = lattice.keep(here, used)
+    else:  # where nothing weighs in S(grid) suffices, whatever the gradient
+        some = weighs.any(-1)
+        own, here = lattice.keep(own, some), lattice.keep(here, used | ~some)
+    rest = lattice.join(here, lattice.keep(seen, used))
+    placed = lattice.reduce(lattice.join(own, rest), [1], keepdim=False)
+    if placed is None:
+        return [dx, None]
+    first, middle, last = placed.dims
+    return [dx, lattice.reshaped(placed, (first, *(places if middle != 1 else (1,) * n), last))]
+
+
+def _flat(op: OpCall, c: Cells, places: tuple[int, ...]) -> Cells:
+    """``c [n, c, *places]`` as ``[n, c, places, 1]``."""
+    lead, total = c.dims[:2], torch.Size(places).numel()
+    if all(m == 1 for m in c.dims[2:]):
+        return op.lattice.reshaped(c, (*lead, 1, 1))
+    return op.lattice.move(c, lambda data: data.expand(*lead, *places, -1).reshape(*lead, total, 1, -1))
+
+
+def _weights(op: OpCall) -> Tensor | None:
+    """``[batch, 1, q, n, k]``: does place k of the image weigh in the gradient of the n-th number at place q
+    of the grid? None: too many to find out."""
+    grid, image = op.tensor("grid"), op.tensor("input" if "input" in op.args else "self")
+    batch, n, size = grid.shape[0], grid.ndim - 2, tuple(image.shape[2:])
+    k, q = torch.Size(size).numel(), torch.Size(grid.shape[1:-1]).numel()
+    if batch * k * max(k, q * n) > GRID_LIMIT or not k or not q or op.name.startswith("cudnn"):
+        return None
+    hot = torch.eye(k, dtype=image.dtype, device=image.device).mul_(HOT).view(1, k, 1, *size)
+    images = hot.expand(batch, k, 1, *size).reshape(batch * k, 1, *size)
+    grids = grid.unsqueeze(1).expand(batch, k, *grid.shape[1:]).reshape(batch * k, *grid.shape[1:])
+    ones = images.new_ones(batch * k, 1, *grid.shape[1:-1])
+    run = getattr(torch.ops.aten, op.name)
+    options = {a: op.args[a] for a in ("interpolation_mode", "padding_mode", "align_corners")}
+    weights: Tensor = run(ones, images, grids, output_mask=[False, True], **options)[1]
+    weighs = weights.reshape(batch, k, q, n) != 0
+    if options["interpolation_mode"] == BICUBIC:  # weights of one place may cancel, but for rounding
+        sampled: Tensor = getattr(torch.ops.aten, op.name.removesuffix("_backward"))(images, grids, **options)
+        weighs |= sampled.reshape(batch, k, q, 1) != 0
+    return weighs.movedim(1, -1).unsqueeze(1)
+
+
+def _seen(op: OpCall, weighs: Tensor | None) -> Cells | None:
+    """``[batch, c, q, n]``: union of the image over what weighs in."""
+    lattice, image = op.lattice, op.tensor("input" if "input" in op.args else "self")
+    c = op.cells("input" if "input" in op.args else "self")
+    if c is None:
+        return None
+    c = _flat(op, c, tuple(image.shape[2:]))
+    if weighs is None:
+        return lattice.reduce(c, [2])
+    q, n, k = weighs.shape[2:]
+    out = lattice.contract(weighs.reshape(-1, 1, q * n, k), c)
+    if out is None:
+        return None
+    return lattice.reshaped(out, (*out.dims[:2], *((q, n) if out.dims[2] != 1 else (1, 1))))
 
 
 def _sampled(op: OpCall, linear: str, c: Cells | None) -> Cells | None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from causaltrace.lattice.cells import Cells
 from causaltrace.rules.call import OpCall, Result, live, varied
-from causaltrace.rules.index import _narrowed, index_cells
+from causaltrace.rules.index import _narrowed, clamped, index_cells
 
 #: Elements of a shadow that a landing may spell out; larger ones get one joined value.
 LAND_LIMIT = 1 << 22
@@ -91,6 +91,26 @@ def index_put(op: OpCall) -> Result:
     if op.moves_values:
         out = lattice.join(out, _pointed(op, indices, x, values if add else None, new))
     return out
+
+
+def masked_index_put(op: OpCall) -> Result:
+    """self with values added at the indices where mask is true."""
+    lattice, x = op.lattice, op.tensor("self")
+    mask, values = op.tensor("mask"), op.tensor("values")
+    indices = clamped(op.args["indices"], x.shape)
+    base = op.cells("self")
+    if not x.numel():
+        return None
+    new = lattice.join(lattice.keep(op.cells("values"), mask.bool()), op.cells("mask"))
+    where = [lattice.everything(op.of(t)) for t in op.args["indices"]] if op.moves_values else []
+    if x.numel() > LAND_LIMIT:
+        out = lattice.join(base, lattice.everything(new, x.ndim))
+    else:
+        places = _numbers(x.shape, x.device)[tuple(slice(None) if t is None else t for t in indices)]
+        shape = torch.broadcast_shapes(values.shape, places.shape)
+        new = None if new is None else lattice.aligned(new, len(shape))
+        out = land(op, base, new, x.shape, places.expand(shape), shape, False)
+    return lattice.join(out, lattice.everything(lattice.join(*where), x.ndim))
 
 
 def _masked_put(op: OpCall, indices: list[Tensor | None]) -> Cells | None:
@@ -356,3 +376,16 @@ def put(op: OpCall) -> Result:
         shape = op.tensor("source").shape  # any shape of as many elements
         out = land(op, op.cells("self"), new, x.shape, places, shape, not op.get("accumulate", False))
     return lattice.join(out, lattice.everything(index_cells(op, x.numel()), x.ndim))
+
+
+def bincount(op: OpCall) -> Result:
+    """How often each number is there, or the sum of the weights there: S(numbers) in every bin, S(weight) in
+    the bin that it is added to."""
+    lattice, x, out = op.lattice, op.tensor("self"), op.out
+    assert isinstance(out, Tensor)
+    weights = op.cells("weights")
+    if len(out) > LAND_LIMIT:
+        weights = lattice.everything(weights, 1)
+    else:
+        weights = land(op, None, weights, out.shape, x.long(), x.shape, False)
+    return lattice.join(lattice.everything(op.cells("self"), 1), weights)

@@ -139,7 +139,7 @@ def main() -> int:
     parser.add_argument("--limit", type=int, help="samples of each op (default: all)")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--elements", type=int, default=6, help="input elements changed in each sample")
-    parser.add_argument("--values", type=int, default=5, help="other values tried for each")
+    parser.add_argument("--values", type=int, default=6, help="other values tried for each")
     parser.add_argument("--table", type=Path, help="write the table here")
     args = parser.parse_args()
     if args.op not in (None, *all_ops()) or args.show and not args.op:

@@ -18,7 +18,7 @@ WHOLE, WINDOW = 512, 64
 #: apart), and so many in a row that show nothing new.
 ATTEMPTS, PATIENCE = 60, 20
 #: The same, for further inputs at which only what is still hidden is looked at.
-SEARCHES, DILIGENCE = 400, 100
+SEARCHES, DILIGENCE = 400, 150
 
 
 @dataclass
@@ -66,7 +66,7 @@ class Judge:
             missed.append((r, -1))
 
 
-def judge(sample: Sample, elements: int = 24, values: int = 5, seed: int = 0, effort: float = 1) -> Verdict:
+def judge(sample: Sample, elements: int = 24, values: int = 6, seed: int = 0, effort: float = 1) -> Verdict:
     """Change up to ``elements`` elements of the inputs one by one, and for some results everything that they
     are said not to depend on at once. A pair that was reported and did not show is looked for at other inputs
     of the same kind, where the rules report it, too; ``effort``: at what share of the usual number."""
@@ -147,7 +147,8 @@ def _search(
             inputs = truth.standing_out(result, high=attempt % 3 == 1)
             truth = sample.truth(inputs)
         element = here.window[at]
-        found = truth.column(element, truth.others(element, rng, values))
+        options = [*truth.naming(element, result), *truth.others(element, rng, values)]
+        found = truth.column(element, options)
         if found is None or found.shape != hit.shape or not (found & here.reach[:, at] & ~hit).any():
             return
         there = Judge(sample, truth.inputs, here.window)

@@ -51,11 +51,12 @@ _WHY = {
     "a number is drawn for each value below 0: all values decide what is drawn next": "nn.functional.rrelu",
     "too large to follow weight by weight: channels are joined": "nn.functional.conv_transpose3d",
     "how far the source is used up depends on all of the mask": "masked_scatter",
-    "made by compilers only: everything is joined": (
-        "_unsafe_masked_index _unsafe_masked_index_put_accumulate"
+    "the gradient compares the result with self even where that is self": (
+        "scatter_reduce.amax scatter_reduce.amin index_reduce.amax index_reduce.amin"
     ),
+    "a zero that is added vouches for its index wherever that could point": "index_reduce.prod",
+    "reads the smallest and largest index to check them": "nn.functional.one_hot",
     "every bin reads every value and all borders": "histogram histogramdd histc",
-    "draws without replacement: the whole row is joined": "multinomial",
     "a row of one element is its bias but for rounding, which differs between kernels": (
         "nn.functional.layer_norm native_layer_norm"
     ),

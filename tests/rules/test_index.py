@@ -226,6 +226,7 @@ def test_masked() -> None:
 
 def test_counting() -> None:
     check(lambda i, w: torch.bincount(i, w, minlength=3), ids(0, 2), rand(2))
+    check(lambda w: torch.bincount(torch.tensor([0, 2, 0]), w, minlength=5), rand(3), exact=True)
     check(lambda x: torch.nonzero_static(x > 0, size=3), rand(3), opaque=True)
 
 
@@ -237,8 +238,11 @@ def test_places_of_a_fixed_number() -> None:
 def test_masked_indices() -> None:
     mask, at = torch.tensor([True, False]), torch.tensor([1, 0])
     op, put = torch.ops.aten._unsafe_masked_index, torch.ops.aten._unsafe_masked_index_put_accumulate
-    check(lambda x: op(x, mask, [at], 0.0), rand(3))
-    check(lambda x, v: put(x, mask, [at], v), rand(3), rand(2))
+    check(lambda x: op(x, mask, [at], 0.0), rand(3), exact=True)
+    check(lambda x, m, i: op(x, m, [i], 0.0), rand(3), mask, Index(at, range(-1, 4)))
+    check(lambda x, v: put(x, mask, [at], v), rand(3), rand(2), exact=True)
+    check(lambda x, m, i, v: put(x, m, [None, i], v), rand(2, 3), mask, Index(at, range(4)), rand(2, 2))
+    check(lambda x, i, v: put(x, mask, [i[:, None], at], v), rand(3, 2), Index(at, range(3)), rand(2, 2))
 
 
 def test_a_mask_decides_order_only_up_to_a_place() -> None:
@@ -317,3 +321,9 @@ def test_what_is_replaced_or_not_added_is_not_depended_on() -> None:
         check(fn, rand(2, 3), rand(2, 2))
     reach = causaltrace.dependencies(lambda i, v: x.index_add(1, i, v, alpha=0), at, v)[0]
     assert not any(part.any() for part in reach)
+
+
+def test_weights_decide_nothing_but_their_bin() -> None:
+    at = torch.tensor([0, 2, 0])
+    reach = causaltrace.dependencies(lambda i, w: torch.bincount(i, w), at, torch.ones(3))[0]
+    assert reach[0].all() and reach[1].nonzero().tolist() == [[0, 0], [0, 2], [2, 1]]

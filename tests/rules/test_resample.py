@@ -109,6 +109,23 @@ def test_grid_sample_on_pixels_and_beyond_the_image() -> None:
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("padding", ["zeros", "border", "reflection"])
+@pytest.mark.parametrize("mode", ["bilinear", "nearest", "bicubic"])
+def test_what_weighs_in_the_gradient_of_a_grid(mode: str, padding: str) -> None:
+    grid = torch.tensor([[-0.45, 0.3], [0.1, 9.0], [-9.0, 9.0], [0.2, -0.1]]).view(1, 1, 4, 2)
+
+    def fn(x: Tensor, seed: Tensor) -> Tensor:
+        sampled = lambda grid: F.grid_sample(x, grid, mode, padding, align_corners=False)  # noqa: E731
+        return grads(sampled)(grid, seed)[1]
+
+    x, seed = rand(1, 2, 3, 4), rand(1, 2, 1, 4, seed=1)
+    seed[..., 3] = 0
+    check(lambda s: fn(x, s), seed, exact=True)
+    cancels = mode == "bicubic" and padding != "zeros"  # weights of one place, but for rounding
+    check(lambda x: fn(x, seed), x, exact=not cancels)
+    check(fn, x, seed)
+
+
 def test_grid_sample_of_volumes_and_batches() -> None:
     grid = rand(2, 1, 2, 1, 3) * 0.7
     both_ways(lambda x: F.grid_sample(x, grid, align_corners=False), rand(2, 1, 2, 2, 2))
