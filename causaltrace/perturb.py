@@ -109,8 +109,8 @@ class Truth:
         return None if out is None else self._changed(out)
 
     def _changed(self, out: Tensor) -> Tensor:
-        """Results that are other numbers. What is no number any more, or was none before (0 * inf, the root of
-        a variance below 0), tells nothing: an exact 0 is taken to cut finite partners only."""
+        """Results that are other numbers. What is no number any more, or was none before (0 * inf, the root
+        of a variance below 0), tells nothing: an exact 0 is taken to cut finite partners only."""
         found = differs(out, self.base)
         return found & ~out.isnan() & ~self.base.isnan() if out.shape == self.base.shape else found
 

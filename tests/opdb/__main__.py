@@ -65,9 +65,16 @@ class Row:
         )
 
 
-def run(name: str, limit: int | None, only: int | None, elements: int, values: int) -> Row:
+def run(
+    name: str,
+    limit: int | None,
+    only: int | None,
+    elements: int,
+    values: int,
+    dtype: torch.dtype | None = None,
+) -> Row:
     row = Row(name)
-    for sample in samples(name, all_ops()[name], limit):
+    for sample in samples(name, all_ops()[name], limit, dtype):
         if only is not None and sample.number != only:
             continue
         try:
@@ -81,8 +88,8 @@ def run(name: str, limit: int | None, only: int | None, elements: int, values: i
     return row
 
 
-def show(name: str, number: int, elements: int, values: int) -> None:
-    for sample in samples(name, all_ops()[name], number + 1):
+def show(name: str, number: int, elements: int, values: int, dtype: torch.dtype | None) -> None:
+    for sample in samples(name, all_ops()[name], number + 1, dtype):
         if sample.number != number:
             continue
         print(sample.text)
@@ -138,20 +145,26 @@ def main() -> int:
     parser.add_argument("--shard", default="0/1", help="every n-th op: i/n")
     parser.add_argument("--limit", type=int, help="samples of each op (default: all)")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
+    parser.add_argument("--dtype", help="int64, bool ...: the ops that take it (default: see dtype_of)")
     parser.add_argument("--elements", type=int, default=6, help="input elements changed in each sample")
     parser.add_argument("--values", type=int, default=6, help="other values tried for each")
     parser.add_argument("--table", type=Path, help="write the table here")
     args = parser.parse_args()
     if args.op not in (None, *all_ops()) or args.show and not args.op:
         parser.error("--op takes the name of an op as docs/op-coverage.md lists it")
+    dtype = getattr(torch, args.dtype, None) if args.dtype else None
+    if args.dtype and not isinstance(dtype, torch.dtype):
+        parser.error(f"--dtype takes the name of a dtype of torch, not {args.dtype!r}")
     _quiet()
     if args.show:
-        show(args.op, args.sample or 0, args.elements, args.values)
+        show(args.op, args.sample or 0, args.elements, args.values, dtype)
         return 0
     shard, of = map(int, args.shard.split("/"))
     names = [args.op] if args.op else [n for i, n in enumerate(all_ops()) if i % of == shard]
     rows, start = [], time.perf_counter()
-    one = partial(run, limit=args.limit, only=args.sample, elements=args.elements, values=args.values)
+    one = partial(
+        run, limit=args.limit, only=args.sample, elements=args.elements, values=args.values, dtype=dtype
+    )
     with ProcessPoolExecutor(args.jobs, initializer=_quiet) as pool:
         for row in pool.map(one, names):
             rows.append(row)

@@ -94,9 +94,10 @@ def name_of(op: Any) -> str:
     return f"{op.name}.{op.variant_test_name}" if op.variant_test_name else str(op.name)
 
 
-def dtype_of(op: Any) -> torch.dtype | None:
-    """float32, or the first dtype that the op takes."""
-    order = (torch.float32, torch.float64, torch.complex64, torch.int64, torch.bool, torch.bfloat16)
+def dtype_of(op: Any, wanted: torch.dtype | None = None) -> torch.dtype | None:
+    """``wanted`` if the op takes it; without one float32, or the first dtype that the op takes."""
+    usual = (torch.float32, torch.float64, torch.complex64, torch.int64, torch.bool, torch.bfloat16)
+    order = usual if wanted is None else (wanted,)
     return next((d for d in order if op.supports_dtype(d, "cpu")), None)
 
 
@@ -104,9 +105,11 @@ def all_ops() -> dict[str, Any]:
     return {name_of(op): op for op in op_db}
 
 
-def samples(name: str, op: Any, limit: int | None = None) -> Iterator[Sample]:
+def samples(
+    name: str, op: Any, limit: int | None = None, wanted: torch.dtype | None = None
+) -> Iterator[Sample]:
     """The op's samples, at most ``limit``; an op that a dtype is missing for has none."""
-    dtype = dtype_of(op)
+    dtype = dtype_of(op, wanted)
     if dtype is None or name in EXCLUDED:
         return
     torch.manual_seed(0)
