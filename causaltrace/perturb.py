@@ -63,6 +63,9 @@ class Truth:
         if base is None:
             raise Refused
         self.base = base
+        self.numbered = (
+            ~base.isnan()
+        )  #: results that no rule may miss: where 0 met inf, they are none already
 
     def at(self, inputs: tuple[Tensor, ...]) -> Tensor | None:
         """None where the function refuses these values."""
@@ -109,10 +112,10 @@ class Truth:
         return None if out is None else self._changed(out)
 
     def _changed(self, out: Tensor) -> Tensor:
-        """Results that are other numbers. What is no number any more, or was none before (0 * inf, the root
-        of a variance below 0), tells nothing: an exact 0 is taken to cut finite partners only."""
+        """Results that are other numbers. What is no number any more (0 * inf, the root of a variance below
+        0) tells nothing: an exact 0 is taken to cut finite partners only."""
         found = differs(out, self.base)
-        return found & ~out.isnan() & ~self.base.isnan() if out.shape == self.base.shape else found
+        return found & ~out.isnan() if out.shape == self.base.shape else found
 
     def standing_out(self, result: int, high: bool) -> tuple[Tensor, ...]:
         """The inputs where the element that ``result`` may be the gradient of is the largest, or smallest."""
@@ -154,7 +157,9 @@ class Truth:
             return [not old]
         like = [x for x in self.inputs if x.dtype == t.dtype and x.numel()]
         beside = rng.choice(like).reshape(-1)
-        own, ties = t.reshape(-1)[rng.randrange(t.numel())].item(), [beside[e % len(beside)].item()]
+        flat = t.reshape(-1)
+        own = flat[rng.randrange(len(flat))].item()
+        ties = [beside[e % len(beside)].item(), flat[(e + rng.choice((-1, 1))) % len(flat)].item()]
         if t.dtype.is_floating_point or t.dtype.is_complex:
             low, high = _beyond(t)
             rest = [low, *ties, rng.gauss(0, 1), -old, old + 1, old * (1j if t.dtype.is_complex else 9)]
@@ -216,7 +221,7 @@ def _drawn(t: Tensor, attempt: int, places: int, g: torch.Generator) -> Tensor:
         few = torch.randint(1, 4, t.shape, generator=g).to(t.dtype)
         shares = (0.1 + 0.8 * torch.rand(t.shape, generator=g).to(t.dtype)) ** (1, 4, 16)[attempt // 5 % 3]
         if (kind := attempt % 5) == 4:
-            return noise if attempt % 10 == 4 else few - 2
+            return noise if attempt % 10 == 4 else (few - 2) * torch.randint(0, 2, t.shape, generator=g)
         return torch.where(t.isfinite() & (t != 0), (noise, t * (1 + 0.3 * noise), few, shares)[kind], t)
     if attempt % 2 == 0:
         return t.clone()

@@ -159,6 +159,8 @@ class Step:
     def _escaping(self) -> list[Shadow]:
         """What Python learns from the op: values that it returns, or values that a shape is made of."""
         named = [t for name in self.op.escapes for t in tensors(self.bound.get(name))]
+        if self.op.rule.fn is rules.index.distinct:  # one element is one
+            named = [t for t in named if t.numel() > 1]
         if "indices" in self.op.escapes:  # a mask decides how many elements there are, positions do not
             named = [t for t in named if t.dtype in (torch.bool, torch.uint8)]
         return [s for s in map(self.shadows.get, map(id, named)) if s is not None]

@@ -133,13 +133,13 @@ class _Found:
             hit = truth.column(window[c], truth.others(window[c], rng, VALUES))
             if hit is not None:
                 hits[:, k], changed[:, k] = hit, True
-                for r in (hit & ~reach[:, c]).nonzero()[:, 0].tolist():
+                for r in (hit & truth.numbered & ~reach[:, c]).nonzero()[:, 0].tolist():
                     self._miss(r, subject.input(*truth.where[window[c]]))
         self.hits, self.changed = self.hits | hits, self.changed | changed
         for _ in range(0 if self.missed else TOGETHER):
             r = rng.randrange(subject.count)
             moved = truth.together([window[c] for c in (~reach[r]).nonzero()[:, 0].tolist()], rng)
-            if moved is not None and bool(moved[r]):
+            if moved is not None and bool(moved[r] & truth.numbered[r]):
                 self._miss(r, "several elements that it does not name")
 
     def _miss(self, row: int, cause: str) -> None:

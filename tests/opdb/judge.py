@@ -55,14 +55,19 @@ class Judge:
         element = self.window[at]
         hit = self.truth.column(element, self.truth.others(element, rng, values))
         if hit is not None:
-            missed += [(int(r), element) for r in (hit & ~self.reach[:, at]).nonzero()[:, 0]]
+            missed += [(r, element) for r in self.unreported(hit, at)]
         return hit
+
+    def unreported(self, hit: Tensor, at: int) -> list[int]:
+        """Results that change with an element, and that the rules do not name."""
+        rows: list[int] = (hit & self.truth.numbered & ~self.reach[:, at]).nonzero()[:, 0].tolist()
+        return rows
 
     def several(self, rng: random.Random, missed: list[tuple[int, int]]) -> None:
         """One result must stand when all that it is said not to depend on changes."""
         r = rng.randrange(len(self.reach))
         changed = self.truth.together([self.window[at] for at in (~self.reach[r]).nonzero()[:, 0]], rng)
-        if changed is not None and changed[r]:
+        if changed is not None and changed[r] and self.truth.numbered[r]:
             missed.append((r, -1))
 
 
@@ -154,7 +159,7 @@ def _search(
         there = Judge(sample, truth.inputs, here.window)
     except Refused:
         return
-    missed += [(int(r), element) for r in (found & ~there.reach[:, at]).nonzero()[:, 0]]
+    missed += [(r, element) for r in there.unreported(found, at)]
     hit |= found & there.reach[:, at]
 
 
