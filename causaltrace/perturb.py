@@ -218,10 +218,11 @@ def _drawn(t: Tensor, attempt: int, places: int, g: torch.Generator) -> Tensor:
         return t
     if t.dtype.is_floating_point or t.dtype.is_complex:
         noise = torch.randn(t.shape, dtype=t.dtype, generator=g) * (1, 4, 16)[attempt // 5 % 3]
-        few = torch.randint(1, 4, t.shape, generator=g).to(t.dtype)
+        few = torch.randint(1, 4 - attempt // 5 % 2, t.shape, generator=g).to(t.dtype)
         shares = (0.1 + 0.8 * torch.rand(t.shape, generator=g).to(t.dtype)) ** (1, 4, 16)[attempt // 5 % 3]
         if (kind := attempt % 5) == 4:
-            return noise if attempt % 10 == 4 else (few - 2) * torch.randint(0, 2, t.shape, generator=g)
+            some = torch.rand(t.shape, generator=g) < (0.5, 0.1)[attempt // 10 % 2]
+            return noise if attempt % 10 == 4 else (few - 2) * some
         return torch.where(t.isfinite() & (t != 0), (noise, t * (1 + 0.3 * noise), few, shares)[kind], t)
     if attempt % 2 == 0:
         return t.clone()

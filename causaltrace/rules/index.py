@@ -249,10 +249,11 @@ def nonzero(op: OpCall) -> Result:
 
 def nonzero_static(op: OpCall) -> Result:
     """Place k is that of the k-th nonzero, which the elements up to it decide; what is filled up depends on
-    all of them."""
+    all of them, and beyond as many places as elements on none."""
     lattice, x, c = op.lattice, op.tensor("self"), op.cells("self")
+    inside = torch.arange(op.out.shape[0], device=x.device).unsqueeze(1) < x.numel()
     if c is None or c.uniform:
-        return lattice.everything(c, 2)
+        return lattice.keep(lattice.everything(c, 2), inside)
     shape = tuple(x.shape)
     flat = lattice.move(c, lambda data: data.expand(*shape, -1).reshape(-1, data.shape[-1]))
     found = (x.reshape(-1) != 0).nonzero()[: op.out.shape[0], 0]
@@ -260,7 +261,8 @@ def nonzero_static(op: OpCall) -> Result:
     places = torch.cat((found, found.new_full((rest,), x.numel() - 1)))
     up_to = lattice.running(flat, 0)
     assert up_to is not None
-    return lattice.move(up_to, lambda data: data[places].unsqueeze(1), held=places.numel() * 8)
+    out = lattice.move(up_to, lambda data: data[places].unsqueeze(1), held=places.numel() * 8)
+    return lattice.keep(out, inside)
 
 
 def distinct(op: OpCall) -> Result:
