@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -200,8 +201,25 @@ class Report:
 
         return to_markdown(self)
 
+    def to_html(self, path: str | os.PathLike[str]) -> None:
+        """Write one page, without network or other files, that shows everything."""
+        from causaltrace.report.html import write_html
+
+        write_html([self], path)
+
+    def plot(self, path: str | os.PathLike[str], kind: str = "influence") -> None:
+        """Draw "influence", "lags", "reach" or "timeline" to ``path``, which ends in .svg or .png."""
+        from causaltrace.report.plots import plot
+
+        plot(self, path, kind)
+
     def __str__(self) -> str:
         return self.to_text()
+
+    def _repr_html_(self) -> str:
+        from causaltrace.report.html import to_notebook
+
+        return to_notebook(self)
 
     def __rich__(self) -> RenderableType:
         from causaltrace.report.text import renderable

@@ -1,0 +1,146 @@
+"""A real headless Chromium, driven over a pipe: enough of its protocol to open, ask and look."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+#: The first of these that is installed.
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+_SECONDS = 60
+_READY = """new Promise((done, fail) => {
+  const wait = () => {
+    if (document.documentElement?.dataset.ready === "true")
+      requestAnimationFrame(() => setTimeout(() => done(performance.now())));
+    else if (performance.now() > 30000) fail(new Error("never ready"));
+    else setTimeout(wait, 5);
+  };
+  wait();
+})"""
+
+
+class Browser:
+    """One page. ``complaints``: what it wrote to its console, and errors; ``requests``: all addresses."""
+
+    def __init__(self, write: int, read: int) -> None:
+        self._write, self._read = write, os.fdopen(read, "rb")
+        self._rest = b""
+        self._number = 0
+        self._session = ""
+        self.complaints: list[str] = []
+        self.requests: list[str] = []
+        target = self._call("Target.createTarget", url="about:blank")["targetId"]
+        attached = self._call("Target.attachToTarget", targetId=target, flatten=True)
+        self._session = attached["sessionId"]
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self._call(f"{domain}.enable")
+
+    def _call(self, method: str, **params: Any) -> dict[str, Any]:
+        self._number += 1
+        message = {"id": self._number, "method": method, "params": params}
+        if self._session:
+            message["sessionId"] = self._session
+        os.write(self._write, json.dumps(message).encode() + b"\0")
+        while True:
+            answer = self._message()
+            if answer.get("id") == self._number:
+                if "error" in answer:
+                    raise RuntimeError(f"{method}: {answer['error']}")
+                return answer["result"]
+            self._event(answer.get("method", ""), answer.get("params", {}))
+
+    def _message(self) -> dict[str, Any]:
+        while b"\0" not in self._rest:
+            more = os.read(self._read.fileno(), 1 << 20)
+            if not more:
+                raise RuntimeError("the browser went away")
+            self._rest += more
+        first, _, self._rest = self._rest.partition(b"\0")
+        return json.loads(first)
+
+    def _event(self, method: str, params: dict[str, Any]) -> None:
+        if method == "Runtime.exceptionThrown":
+            details = params["exceptionDetails"]
+            self.complaints.append(details.get("exception", {}).get("description") or details["text"])
+        elif method == "Runtime.consoleAPICalled":
+            self.complaints.append(" ".join(str(a.get("value", a)) for a in params["args"]))
+        elif method == "Log.entryAdded":
+            self.complaints.append(params["entry"]["text"])
+        elif method == "Network.requestWillBeSent":
+            self.requests.append(params["request"]["url"])
+
+    def size(self, width: int, height: int, dark: bool = False) -> None:
+        screen = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
+        self._call("Emulation.setDeviceMetricsOverride", **screen)
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self._call("Emulation.setEmulatedMedia", features=[scheme])
+
+    def open(self, path: Path) -> float:
+        """Load a file and wait until its scripts have run and it was painted; the milliseconds that took."""
+        self._call("Page.navigate", url=path.resolve().as_uri())
+        return self.run(_READY)
+
+    def run(self, script: str) -> Any:
+        """The value of an expression, or of the promise that it is."""
+        answer = self._call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
+        if "exceptionDetails" in answer:
+            raise RuntimeError(answer["exceptionDetails"].get("exception", {}).get("description"))
+        return answer["result"].get("value")
+
+    def frame(self) -> None:
+        self.run("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done(1))))")
+
+    def shot(self, path: Path, whole: bool = True) -> None:
+        """The page as a PNG."""
+        data = self._call("Page.captureScreenshot", captureBeyondViewport=whole)["data"]
+        path.write_bytes(base64.b64decode(data))
+
+
+@contextlib.contextmanager
+def browser() -> Iterator[Browser]:
+    """A fresh Chromium, ended with the block, or when it has not answered for a minute."""
+    assert CHROMIUM is not None
+    (its_read, our_write), (our_read, its_write) = os.pipe(), os.pipe()
+
+    def connect() -> None:
+        os.dup2(its_read, 3), os.dup2(its_write, 4)
+
+    # Chromium wants its pipes as descriptors 3 and 4; keep ours away from there.
+    its_read, its_write = (os.dup2(fd, 90 + i) for i, fd in enumerate((its_read, its_write)))
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        process = subprocess.Popen(
+            [
+                CHROMIUM,
+                "--headless",
+                "--no-sandbox",
+                "--disable-gpu",
+                "--disable-dev-shm-usage",
+                "--no-first-run",
+                "--hide-scrollbars",
+                f"--user-data-dir={profile}",
+                "--remote-debugging-pipe",
+            ],
+            preexec_fn=connect,
+            pass_fds=(3, 4, its_read, its_write),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        alarm = threading.Timer(_SECONDS, process.kill)
+        alarm.start()
+        try:
+            yield Browser(our_write, our_read)
+        finally:
+            alarm.cancel()
+            process.kill()
+            process.wait()
+            for fd in (its_read, its_write, our_write):
+                os.close(fd)
