@@ -7,10 +7,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from causaltrace.report.drawing import Line, Rect, Shape, Text
 
-LEFT, RIGHT, TOP, BOTTOM = 58, 14, 34, 40
+LEFT, RIGHT, TOP, BOTTOM = 58, 24, 34, 40
 _TEXT = 6.6  #: about the width of a letter
 
 Scale = Callable[[float], float]
+
+
+def width_of(words: str) -> float:
+    """About how wide a text is."""
+    return len(words) * _TEXT
 
 
 def linear(low: float, high: float, start: float, end: float) -> Scale:
@@ -61,7 +66,7 @@ def legend(entries: Sequence[tuple[str, str]], right: float, y: float = 4) -> It
     """Coloured squares with words, from right to left."""
     x = right
     for role, words in reversed(entries):
-        x -= len(words) * _TEXT
+        x -= width_of(words)
         yield Text(x, y + 10, words)
         x -= 15
         yield Rect(x, y + 1, 10, 10, role)

@@ -10,7 +10,7 @@ from causaltrace.report.influence import Influence, offsets
 from causaltrace.report.model import Hop, Report
 
 #: Beyond these a page would be slow to open. What is left out is said, and is in the JSON.
-FINDINGS, PATHS, BANDS = 50_000, 20_000, 50_000
+FINDINGS, PATHS, BANDS = 50_000, 20_000, 70_000
 
 T = TypeVar("T", bound=Hashable)
 

@@ -40,7 +40,7 @@ class Node:
 
     @property
     def name(self) -> str:
-        where = summary.place(self.site)
+        where = summary.place(self.site) if self.site.line else self.site.file
         return where if len(where) <= _SHOWN else f"...{where[3 - _SHOWN :]}"
 
     @property

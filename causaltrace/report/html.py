@@ -34,8 +34,8 @@ _GROUPS, _OPEN, _STEPS, _MOMENTS = 40, 1, 24, 200
 
 #: What no verdict covers, in the words of docs/limitations.md.
 LIMITS = (
-    "A branch that was not taken was not judged; run the eval on the tokens and with the flags of the published "
-    "number.",
+    "A branch that was not taken was not judged; run the eval on the tokens, and with the flags, of the "
+    "published number.",
     "It says that a label can change a score, not by how much.",
     "Weights that were trained on the labels before the watch opened are constants to it.",
     "Compiled functions run eagerly inside a watch; a leak that only the compiled form has is not seen.",

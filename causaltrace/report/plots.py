@@ -145,10 +145,10 @@ def lag_histogram(report: Report, width: int = 720) -> Drawing:
     rows = lag_counts(report)
     if not rows:
         raise ValueError(_NOT_RECORDED)
-    left, bar = 118, 18
+    left, bar = 14 + axes.width_of(max((words for _, words, _ in rows), key=len)), 18
     height = axes.TOP + len(rows) * (bar + 6) + 8
     drawing = Drawing(width, height, "Distances", counts_text(report))
-    x = axes.linear(0, max(n for *_, n in rows), 0, width - left - 118)
+    x = axes.linear(0, max(n for *_, n in rows), 0, width - left - 110)
     total = len(report.lags)
     for i, (low, words, n) in enumerate(rows):
         y = axes.TOP + i * (bar + 6)

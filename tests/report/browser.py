@@ -6,10 +6,10 @@ import base64
 import contextlib
 import json
 import os
+import select
 import shutil
 import subprocess
 import tempfile
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ class Browser:
     """One page. ``complaints``: what it wrote to its console, and errors; ``requests``: all addresses."""
 
     def __init__(self, write: int, read: int) -> None:
-        self._write, self._read = write, os.fdopen(read, "rb")
+        self._write, self._read = write, read
         self._rest = b""
         self._number = 0
         self._session = ""
@@ -60,9 +60,10 @@ class Browser:
 
     def _message(self) -> dict[str, Any]:
         while b"\0" not in self._rest:
-            more = os.read(self._read.fileno(), 1 << 20)
+            ready, _, _ = select.select([self._read], [], [], _SECONDS)
+            more = os.read(self._read, 1 << 20) if ready else b""
             if not more:
-                raise RuntimeError("the browser went away")
+                raise RuntimeError("the browser went away, or does not answer")
             self._rest += more
         first, _, self._rest = self._rest.partition(b"\0")
         return json.loads(first)
@@ -107,7 +108,7 @@ class Browser:
 
 @contextlib.contextmanager
 def browser() -> Iterator[Browser]:
-    """A fresh Chromium, ended with the block, or when it has not answered for a minute."""
+    """A fresh Chromium, ended with the block."""
     assert CHROMIUM is not None
     (its_read, our_write), (our_read, its_write) = os.pipe(), os.pipe()
 
@@ -134,13 +135,10 @@ def browser() -> Iterator[Browser]:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        alarm = threading.Timer(_SECONDS, process.kill)
-        alarm.start()
         try:
             yield Browser(our_write, our_read)
         finally:
-            alarm.cancel()
             process.kill()
             process.wait()
-            for fd in (its_read, its_write, our_write):
+            for fd in (its_read, its_write, our_read, our_write):
                 os.close(fd)

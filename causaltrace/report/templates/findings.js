@@ -63,7 +63,7 @@ function makeExplorer(root, data, map) {
     const button = make("button", "pick", scoreName(row));
     button.type = "button";
     button.setAttribute("aria-label", `Score ${scoreName(row)}: show its path`);
-    const cells = [row[0] >= 0 ? button : "", kind(row) === "CT006" ? "" : labelName(row), distance(row), kind(row),
+    const cells = [button, kind(row) === "CT006" ? "" : labelName(row), distance(row), kind(row),
       data.orders[row[3]], data.places[row[4]]];
     const line = make("tr");
     line.append(...cells.map((cell) => { const td = make("td"); td.append(cell); return td; }));
@@ -96,7 +96,7 @@ function makeExplorer(root, data, map) {
     }
     const [shape, ...details] = data.paths[row[5]];
     const list = make("ol", "path");
-    list.append(make("li", "end", `label ${labelName(row)}`));
+    if (kind(row) !== "CT006") list.append(make("li", "end", `label ${labelName(row)}`));
     data.shapes[shape].forEach((i, n) => list.append(pathStep(data.steps[i], details[n])));
     list.append(make("li", "end", `score of ${scoreName(row)}`));
     return [head, list];

@@ -3,7 +3,7 @@
 
 const KINDS = ["plain", "bad", "allowed"];
 const ORDER = [0, 2, 1]; // findings on top
-const ROOM = { left: 58, right: 12, top: 12, bottom: 42 };
+const ROOM = { left: 58, right: 24, top: 12, bottom: 42 };
 
 function makeMap(root, data, choose) {
   const element = root.querySelector(".map");
@@ -65,7 +65,7 @@ function makeMap(root, data, choose) {
   // Rows one by one while they can be told apart; whole runs of rows when many share a pixel.
   function drawBand(pen, [score, count, first, stop, left, right, kind], view, r, x, y) {
     const row = unit * view.scale;
-    const least = kind === 1 ? 2 : 1;
+    const least = kind === 1 ? 4 : 1;
     const from = Math.max(0, Math.floor((view.y / unit - score)));
     const to = Math.min(count, Math.ceil((view.y + r.height / view.scale) / unit - score));
     const moves = left || right;

@@ -13,12 +13,16 @@ function mountGraph(root) {
   element.style.height = `${Math.max(height, 160)}px`;
   view.setSize(width, height);
   const bad = svg.querySelectorAll(".node.bad");
-  const places = [...(bad.length ? bad : svg.querySelectorAll(".node"))].map(
-    (node) => node.getAttribute("transform").match(/[\d.]+/g).map(Number));
-  const xs = places.map((place) => place[0]), ys = places.map((place) => place[1]);
-  const box = svg.querySelector(".node").getBBox();
-  view.readable(0.7, (Math.min(...xs) + Math.max(...xs) + box.width) / 2, Math.min(...ys) - 12);
+  view.readable(0.7, extent([...(bad.length ? bad : svg.querySelectorAll(".node"))]));
   return view.redraw;
+}
+
+// The box around nodes, and the x of the middle of the topmost.
+function extent(nodes) {
+  const places = nodes.map((node) => node.getAttribute("transform").match(/[\d.]+/g).map(Number));
+  const box = nodes[0].getBBox(), xs = places.map((place) => place[0]);
+  const top = places.reduce((a, b) => (b[1] < a[1] ? b : a));
+  return { left: Math.min(...xs), right: Math.max(...xs) + box.width, top: top[1], x: top[0] + box.width / 2 };
 }
 
 function mountWatch(root) {

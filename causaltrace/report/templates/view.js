@@ -60,10 +60,11 @@ function makeView(element, buttons, room, most, draw) {
     return { x: event.clientX - box.left - r.left, y: event.clientY - box.top - r.top };
   }
 
-  // Where all of the drawing would be too small: a part of it, with (x, y) at the middle of the upper edge.
-  function readable(scale, x, y) {
-    const r = room();
-    if (fitScale() < scale) show({ scale, x: x - r.width / scale / 2, y });
+  // Where all of the drawing would be too small: the upper part of a box, or what is around the box's topmost x.
+  function readable(scale, { left, right, top, x }) {
+    const wide = room().width / scale;
+    const middle = right - left < wide ? (left + right) / 2 : x;
+    if (fitScale() < scale) show({ scale, x: middle - wide / 2, y: top - 12 });
   }
 
   element.addEventListener("pointerdown", (event) => {
