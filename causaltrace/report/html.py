@@ -105,16 +105,13 @@ def to_html(reports: Sequence[Report]) -> str:
     if not reports:
         raise ValueError("no report, no page")
     style, script = _joined(_STYLES), f'"use strict";\n(() => {{\n{_joined(_SCRIPTS)}}})();\n'
-    return (
-        _environment()
-        .get_template("page.html")
-        .render(
-            watches=[_watch(i, r) for i, r in enumerate(reports, 1)],
-            style=Markup(style),
-            script=Markup(script),
-            policy=f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; "
-            "base-uri 'none'; form-action 'none'",
-        )
+    policy = f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}"
+    return _render(
+        "page.html",
+        watches=[_watch(i, r) for i, r in enumerate(reports, 1)],
+        style=Markup(style),
+        script=Markup(script),
+        policy=f"{policy}; base-uri 'none'; form-action 'none'",
     )
 
 
@@ -127,8 +124,7 @@ def write_html(reports: Sequence[Report], path: str | os.PathLike[str]) -> None:
 def to_notebook(report: Report) -> str:
     """A short form without scripts, for a notebook's output cell."""
     groups = summary.group(report.violations)
-    template = _environment().get_template("notebook.html")
-    return template.render(report=report, groups=groups[:3], more=groups[3:], all_groups=groups)
+    return _render("notebook.html", report=report, groups=groups[:3], more=groups[3:], all_groups=groups)
 
 
 def _watch(number: int, report: Report) -> Watch:
@@ -183,6 +179,12 @@ def _environment() -> Environment:
     }
     env.filters["number"] = lambda n: f"{n:,}"
     return env
+
+
+def _render(name: str, **values: Any) -> str:
+    """A template as text that any file takes: names of files may hold what is no character."""
+    text = _environment().get_template(name).render(values)
+    return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
 
 
 def _figure(make: Any, report: Report, width: int) -> Markup:

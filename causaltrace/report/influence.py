@@ -72,8 +72,8 @@ def score_positions(report: Report) -> list[int | None]:
 def influence(report: Report, limit: int) -> Influence:
     """What is known of the pairs of labels and scores, in at most about ``limit`` bands."""
     known, rows = _rows(report)
-    last = max((max(score, *(p[1] - 1 for p in pieces)) for score, pieces in rows.items()), default=0)
-    size = max(report.labels, last + 1)
+    ends = (stop for score, pieces in rows.items() for stop in (score + 1, *(p[1] for p in pieces)))
+    size = max(report.labels, *ends, 1)
     unit, found = 1, bands(rows)
     while len(found) > limit and unit < size:
         unit *= 2
