@@ -14,7 +14,8 @@ from causaltrace.site import Site
 from tests.report import samples
 from tests.report.markup import check
 
-NASTY = "</script><script>hacked()</script><img src=x onerror=hacked()>\"'`&amp;{{7*7}}\u2028\u2029\x00\ud800--><!--"
+MARKUP = "</script><script>hacked()</script><img src=x onerror=hacked()>"
+NASTY = MARKUP + "\"'`&amp;{{7*7}}\u2028\u2029\x00\ud800--><!--"
 
 
 @pytest.mark.parametrize("make", [samples.clean, samples.violation, samples.unverified, samples.seen])
