@@ -37,6 +37,7 @@ class _Paths:
         self.shapes: _Table[tuple[int, ...]] = _Table()
         self.rows: list[list[Any]] = []
         self._known: dict[tuple[Hop, ...], int] = {}
+        self._numbers: dict[tuple[Any, ...], int] = {}
 
     def __call__(self, path: tuple[Hop, ...]) -> int:
         """The number of the path, -1 for none and -2 for one that was left out."""
@@ -47,9 +48,15 @@ class _Paths:
                 return -2
             self._known[path] = len(self.rows)
             folded = summary.fold(path)
-            shape = self.shapes(tuple(self.steps(_step(step)) for step in folded))
+            shape = self.shapes(tuple(map(self._number, folded)))
             self.rows.append([shape, *(step.detail for step in folded)])
         return self._known[path]
+
+    def _number(self, step: summary.Step) -> int:
+        key = (step.site, step.ops, step.modules)
+        if key not in self._numbers:
+            self._numbers[key] = self.steps(_step(step))
+        return self._numbers[key]
 
 
 def _step(step: summary.Step) -> tuple[Any, ...]:

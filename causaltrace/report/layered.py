@@ -121,12 +121,13 @@ def _links(chains: Sequence[Sequence[int]]) -> Links:
 
 def _order(rows: list[list[int]], links: Links) -> None:
     """Sort each layer by the middle of its neighbours, down and up in turn."""
+    place = {n: i for row in rows for i, n in enumerate(row)}
     for sweep in range(_SWEEPS):
         near = links[sweep % 2]
         for row in rows if sweep % 2 == 0 else reversed(rows):
-            place = {n: i for other in rows for i, n in enumerate(other)}
             middle = {n: _mean([place[m] for m in near.get(n, ())], place[n]) for n in row}
             row.sort(key=lambda n: middle[n])
+            place.update((n, i) for i, n in enumerate(row))
 
 
 def _place(rows: Sequence[Sequence[int]], links: Links, count: int) -> dict[int, float]:

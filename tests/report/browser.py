@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import fcntl
 import json
 import os
 import select
@@ -110,13 +111,14 @@ class Browser:
 def browser() -> Iterator[Browser]:
     """A fresh Chromium, ended with the block."""
     assert CHROMIUM is not None
-    (its_read, our_write), (our_read, its_write) = os.pipe(), os.pipe()
+    (read, our_write), (our_read, write) = os.pipe(), os.pipe()
+    # Chromium reads from descriptor 3 and writes to 4; until then the pipes must be somewhere else.
+    its_read, its_write = (fcntl.fcntl(fd, fcntl.F_DUPFD, 10) for fd in (read, write))
 
     def connect() -> None:
-        os.dup2(its_read, 3), os.dup2(its_write, 4)
+        os.dup2(its_read, 3)
+        os.dup2(its_write, 4)
 
-    # Chromium wants its pipes as descriptors 3 and 4; keep ours away from there.
-    its_read, its_write = (os.dup2(fd, 90 + i) for i, fd in enumerate((its_read, its_write)))
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         process = subprocess.Popen(
             [
@@ -131,7 +133,7 @@ def browser() -> Iterator[Browser]:
                 "--remote-debugging-pipe",
             ],
             preexec_fn=connect,
-            pass_fds=(3, 4, its_read, its_write),
+            pass_fds=(3, 4),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
@@ -140,5 +142,5 @@ def browser() -> Iterator[Browser]:
         finally:
             process.kill()
             process.wait()
-            for fd in (its_read, its_write, our_read, our_write):
+            for fd in (read, write, its_read, its_write, our_read, our_write):
                 os.close(fd)

@@ -163,17 +163,27 @@ def test_switch_shows_one_watch_at_a_time(open_page):
     assert page.run("document.querySelector('.switch [aria-current]').hash") == "#w2"
 
 
+IN_SIGHT = """(() => {
+  const graph = document.querySelector(".watch:not([hidden]) .graph"), frame = graph.getBoundingClientRect();
+  return [...graph.querySelectorAll(".node")].filter((node) => {
+    const box = node.getBoundingClientRect();
+    return box.left >= frame.left && box.right <= frame.right && box.top >= frame.top;
+  }).length;
+})()"""
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_graph_of_a_watch_that_was_hidden_is_in_sight(open_page, width):
+    page = open_page(samples.clean(), samples.seen(), width=width)
+    page.run("(async () => { location.hash = '#w2'; await new Promise(done => setTimeout(done, 50)); })()")
+    page.frame()
+    assert page.run(IN_SIGHT) == 7
+
+
 def test_graph_is_in_sight_and_its_findings_are_red(open_page):
     page = open_page(samples.seen())
     page.frame()
-    inside = """(() => {
-      const frame = document.querySelector(".graph").getBoundingClientRect();
-      return [...document.querySelectorAll(".node")].filter((node) => {
-        const box = node.getBoundingClientRect();
-        return box.left >= frame.left && box.right <= frame.right && box.top >= frame.top;
-      }).length;
-    })()"""
-    assert page.run(inside) == 7
+    assert page.run(IN_SIGHT) == 7
     assert page.run("document.querySelectorAll('.link.bad').length") == 5
     assert page.run("document.querySelectorAll('.node ellipse').length") == 1  # the update's state
 

@@ -13,7 +13,7 @@ function mountGraph(root) {
   element.style.height = `${Math.max(height, 160)}px`;
   view.setSize(width, height);
   const bad = svg.querySelectorAll(".node.bad");
-  view.readable(0.7, extent([...(bad.length ? bad : svg.querySelectorAll(".node"))]));
+  view.startAt(0.7, extent([...(bad.length ? bad : svg.querySelectorAll(".node"))]));
   return view.redraw;
 }
 
