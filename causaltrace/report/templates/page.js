@@ -13,7 +13,7 @@ function mountGraph(root) {
   element.style.height = `${Math.max(height, 160)}px`;
   view.setSize(width, height);
   const bad = svg.querySelectorAll(".node.bad");
-  view.startAt(0.7, extent([...(bad.length ? bad : svg.querySelectorAll(".node"))]));
+  view.readable(0.7, extent([...(bad.length ? bad : svg.querySelectorAll(".node"))]));
   return view.redraw;
 }
 
@@ -65,6 +65,7 @@ function mountSwitch(redraw) {
   show();
 }
 
+// All watches are in sight while they are mounted: their drawings need a size.
 const redraws = [...document.querySelectorAll(".watch")].map(mountWatch);
 const redraw = () => redraws.forEach((some) => some());
 mountSwitch(redraw);

@@ -6,7 +6,6 @@ function makeView(element, buttons, room, most, draw) {
   let size = { width: 1, height: 1 };
   let shown = null;
   let asked = false;
-  let start = null;
   const fingers = new Map();
 
   function fitScale() {
@@ -61,14 +60,11 @@ function makeView(element, buttons, room, most, draw) {
     return { x: event.clientX - box.left - r.left, y: event.clientY - box.top - r.top };
   }
 
-  // Once the element is in sight, where all of the drawing would be too small: the upper part of a box, or what is
-  // around the x of its topmost part.
-  function settle() {
-    if (!start || !element.clientWidth) return;
-    const { scale, box } = start, wide = room().width / scale;
-    const middle = box.right - box.left < wide ? (box.left + box.right) / 2 : box.x;
-    if (fitScale() < scale) show({ scale, x: middle - wide / 2, y: box.top - 12 });
-    start = null;
+  // Where all of the drawing would be too small: the upper part of a box, or what is around the box's topmost x.
+  function readable(scale, { left, right, top, x }) {
+    const wide = room().width / scale;
+    const middle = right - left < wide ? (left + right) / 2 : x;
+    if (fitScale() < scale) show({ scale, x: middle - wide / 2, y: top - 12 });
   }
 
   element.addEventListener("pointerdown", (event) => {
@@ -114,11 +110,11 @@ function makeView(element, buttons, room, most, draw) {
   for (const button of buttons.querySelectorAll("button")) {
     button.addEventListener("click", actions[button.dataset.zoom]);
   }
-  new ResizeObserver(() => { settle(); change(); }).observe(element);
+  new ResizeObserver(change).observe(element);
   return {
     window: current,
     place,
-    startAt(scale, box) { start = { scale, box }; },
+    readable,
     redraw: change,
     setSize(width, height) { size = { width, height }; fit(); },
   };
