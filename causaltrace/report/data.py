@@ -68,7 +68,7 @@ def _step(step: summary.Step) -> tuple[Any, ...]:
 def page_data(report: Report, influence: Influence) -> dict[str, Any]:
     return {
         **_findings(report),
-        "streams": [[name, start] for name, start in offsets(report).items()],
+        "streams": [[summary.stream_prefix(name), start] for name, start in offsets(report).items()],
         "map": {
             "size": influence.size,
             "unit": influence.unit,

@@ -6,6 +6,7 @@ import pytest
 
 from causaltrace.report.html import write_html
 from causaltrace.report.json import from_json, to_json
+from causaltrace.report.model import Finding
 from tests.report import samples
 from tests.report.browser import CHROMIUM, browser
 from tests.report.test_html import hostile
@@ -109,6 +110,21 @@ def test_map_zooms_by_keys_wheel_and_buttons_and_says_what_is_where(open_page):
       map.dispatchEvent(new PointerEvent("pointermove", {clientX: box.left + 200, clientY: box.top + 60}));
     })()""")
     assert "latest label x_128 (" in text(page, ".readout") and "a violation" in text(page, ".readout")
+
+
+def test_positions_are_named_in_their_streams(open_page):
+    report = samples.violation(0)
+    named = {"stream": "b", "source_stream": "b"}
+    report.violations = [Finding("CT001", 2, 5, samples.BOTH, samples.SCORE, samples.PATH, **named)]
+    report.streams, report.labels = [("labels", 10), ("b", 10)], 20
+    page = open_page(report)
+    page.run("""(() => {
+      const map = document.querySelector(".map"), box = map.getBoundingClientRect();
+      const y = box.top + 12 + (box.height - 54) * 12.5 / 20;
+      map.dispatchEvent(new PointerEvent("pointermove", {clientX: box.left + 200, clientY: y}));
+    })()""")
+    assert text(page, ".readout") == "score b:2: latest label b:x_5 (3 ahead, a violation)"
+    assert "label b:x_5 → score of b:2 (3 ahead)" in text(page, ".detail")
 
 
 def test_every_finding_is_reached_by_pages_and_by_search(open_page):

@@ -10,7 +10,7 @@ function makeExplorer(root, data, map) {
   const body = element.querySelector("tbody");
   const detail = element.querySelector(".detail");
   const [back, next] = element.querySelectorAll(".pages button");
-  const offsets = new Map(data.streams.map(([name, start]) => [name + ":", start]));
+  const offsets = new Map(data.streams);
   const texts = data.shapes.map((shape) => shape.map((i) => stepText(data.steps[i])).join("\n").toLowerCase());
   let found = data.findings;
   let page = 0;

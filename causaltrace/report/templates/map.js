@@ -86,8 +86,7 @@ function makeMap(root, data, choose) {
     pen.strokeStyle = colour.grid;
     pen.lineWidth = 1;
     const step = niceStep(90 / view.scale);
-    const named = (position) => localName(position).replace(/^(.*:)?(\d+)$/, (_, stream, n) =>
-      (stream || "") + Number(n).toLocaleString("en"));
+    const named = (position) => nameOf(position, "", (n) => n.toLocaleString("en"));
     pen.textAlign = "center";
     for (let v = Math.max(0, Math.ceil(view.x / step) * step); v <= size && x(v) <= r.left + r.width; v += step) {
       line(pen, x(v), r.top, x(v), r.top + r.height);
@@ -116,12 +115,10 @@ function makeMap(root, data, choose) {
     pen.setLineDash([]);
   }
 
-  // The position's name in its own stream, where there are several.
-  function localName(position) {
-    const { streams } = data;
-    if (streams.length < 2) return String(position);
-    const [name, start] = streams.findLast((stream) => stream[1] <= position);
-    return `${name}:${position - start}`;
+  // The position's name in its own stream: x_65, or b:x_65 where streams have names.
+  function nameOf(position, mark = "", written = String) {
+    const [prefix, start] = data.streams.findLast((stream) => stream[1] <= position) || ["", 0];
+    return prefix + mark + written(position - start);
   }
 
   function at(event) {
@@ -133,12 +130,12 @@ function makeMap(root, data, choose) {
   function read(score) {
     const row = Math.floor(score / unit);
     const here = bands.filter((b) => b[0] <= row && row < b[0] + b[1]);
-    if (!here.length) return `score ${localName(score)}: no label, or not scored`;
+    if (!here.length) return `score ${nameOf(score)}: no label, or not scored`;
     const latest = Math.max(...here.map((b) => b[3] + b[5] * (row - b[0]))) * unit - 1;
     const ahead = latest - score;
     const where = ahead > 0 ? `${ahead.toLocaleString("en")} ahead` : ahead === 0 ? "its own" : `${-ahead} before`;
     const bad = here.some((b) => b[6] === 1) ? ", a violation" : "";
-    return `score ${localName(score)}: latest label x_${localName(latest)} (${unit > 1 ? "about " : ""}${where}${bad})`;
+    return `score ${nameOf(score)}: latest label ${nameOf(latest, "x_")} (${unit > 1 ? "about " : ""}${where}${bad})`;
   }
 
   const viewer = makeView(element, root.querySelector("[aria-labelledby$='-map'] .zoom"), room, Infinity, draw);
