@@ -21,7 +21,7 @@ LIGHT: dict[str, str] = {
     "grid": "#e1e5ea",
     "axis": "#8a939d",
     "plain": "#7c9cc0",
-    "allowed": "#b98a2f",
+    "caution": "#b98a2f",
     "bad": "#c2271d",
     "shade": "#f7d6d3",
     "state": "#8a5a00",

@@ -22,7 +22,7 @@ from markupsafe import Markup
 from causaltrace.report import data, plots, summary
 from causaltrace.report.drawing import Drawing, to_svg
 from causaltrace.report.flow import HEIGHT, WIDTH, Flow, flow
-from causaltrace.report.influence import ALLOWED, FINDINGS, LATEST, Influence, influence
+from causaltrace.report.influence import AHEAD, FINDINGS, LATEST, Influence, influence
 from causaltrace.report.model import CONDITIONS, KINDS, Report
 from causaltrace.report.timeline import summary as timeline_summary
 
@@ -169,7 +169,7 @@ def _environment() -> Environment:
         "STEPS": _STEPS,
         "MOMENTS": _MOMENTS,
         "NODE": (WIDTH, HEIGHT),
-        "ALLOWED": ALLOWED,
+        "AHEAD": AHEAD,
         "LATEST": LATEST,
         "FINDINGS": FINDINGS,
         "wide": lambda make, report: _figure(make, report, _WIDE),

@@ -14,14 +14,15 @@ from typing import NamedTuple
 
 from causaltrace.report.model import Finding, Report
 
-#: A label before its score; one that breaks an order; one at or after its score that no judged order forbids.
-BEFORE, BAD, ALLOWED = 0, 1, 2
-ROLES = ("plain", "bad", "allowed")
+#: A label before its score; one up to that of a finding; one at or after its score that is none: it may have
+#: reached the score, which is not proved, or no order that was judged forbids it.
+BEFORE, BAD, AHEAD = 0, 1, 2
+ROLES = ("plain", "bad", "caution")
 
 #: What is known: all labels of each score, the latest of each, or the labels of findings only.
 ALL, LATEST, FINDINGS = "all", "latest", "findings"
 
-Piece = tuple[int, int, int]  #: first label, one past the last, BEFORE, BAD or ALLOWED
+Piece = tuple[int, int, int]  #: first label, one past the last, BEFORE, BAD or AHEAD
 Rows = Mapping[int, Sequence[Piece]]  #: by score
 
 
@@ -84,7 +85,7 @@ def influence(report: Report, limit: int) -> Influence:
 
 def _rows(report: Report) -> tuple[str, dict[int, list[Piece]]]:
     at = offsets(report)
-    sources: dict[int, set[int]] = {}
+    sources: dict[int, set[int]] = {}  #: the labels of findings, by score
     for f in report.violations:
         if f.kind != "CT006":  # scored twice: no label is at fault
             target, source = _place(f, at)
@@ -94,14 +95,13 @@ def _rows(report: Report) -> tuple[str, dict[int, list[Piece]]]:
     scores = score_positions(report)
     if len(report.lags) == len(scores) and any(s is not None for s in scores):
         known = LATEST if report.reach is None else ALL
-        strict = "stream" in report.orders
         for i, score in enumerate(scores):
             if score is None:
                 continue
-            ahead = BAD if strict or score in sources else ALLOWED
+            worst = max(sources.get(score, ()), default=-1)
             pieces = rows.setdefault(score, [])
             for first, stop in _labels(report, i, score):
-                pieces += _split(score, first, stop, ahead)
+                pieces += _split(score, first, stop, worst)
     for score, labels in sources.items():
         pieces = rows.setdefault(score, [])
         pieces += [(s, s + 1, BAD) for s in sorted(labels) if not _covered(pieces, s)]
@@ -121,8 +121,14 @@ def _labels(report: Report, i: int, score: int) -> Iterable[tuple[int, int]]:
     return () if lag is None else ((score - lag, score - lag + 1),)
 
 
-def _split(score: int, first: int, stop: int, ahead: int) -> list[Piece]:
-    parts = [(first, min(stop, score), BEFORE), (max(first, score), stop, ahead)]
+def _split(score: int, first: int, stop: int, worst: int) -> list[Piece]:
+    """A run of labels parted at its score and at the latest label that a finding names."""
+    bad = max(score, worst + 1)
+    parts = [
+        (first, min(stop, score), BEFORE),
+        (max(first, score), min(stop, bad), BAD),
+        (max(first, bad), stop, AHEAD),
+    ]
     return [(a, b, kind) for a, b, kind in parts if a < b]
 
 

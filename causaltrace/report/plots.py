@@ -10,8 +10,8 @@ from pathlib import Path
 from causaltrace.report import axes
 from causaltrace.report.drawing import Drawing, Line, Point, Polygon, Rect, Shape, Text, to_svg, write_png
 from causaltrace.report.influence import (
+    AHEAD,
     ALL,
-    ALLOWED,
     BAD,
     BEFORE,
     FINDINGS,
@@ -64,11 +64,11 @@ def influence_map(report: Report, width: int = 720) -> Drawing:
     drawing.shapes += axes.across(marks, x, axes.TOP, bottom, f"label ({_WHICH[found.known]})")
     drawing.shapes.append(Line(((axes.LEFT, axes.TOP), (right, bottom)), "axis"))
     pixel = found.size / side / found.unit
-    for band in sorted(found.bands, key=lambda b: (BEFORE, ALLOWED, BAD).index(b.kind)):
+    for band in sorted(found.bands, key=lambda b: (BEFORE, AHEAD, BAD).index(b.kind)):
         drawing.shapes.append(_band(band, found.unit, x, y, pixel))
     entries = [("plain", "label before its score"), ("bad", "violation")]
-    if any(b.kind == ALLOWED for b in found.bands):
-        entries.insert(1, ("allowed", "later, but scored first"))
+    if any(b.kind == AHEAD for b in found.bands):
+        entries.insert(1, ("caution", ahead_words(report)))
     drawing.shapes += axes.legend(entries, right)
     return drawing
 
@@ -78,6 +78,11 @@ _WHICH = {
     LATEST: "the latest that reached the score",
     FINDINGS: "findings only",
 }
+
+
+def ahead_words(report: Report) -> str:
+    """What a label at or after its score is that no finding names."""
+    return "may have reached it: not proved" if "stream" in report.orders else "later, no finding"
 
 
 def _band(band: Band, unit: int, x: axes.Scale, y: axes.Scale, pixel: float) -> Shape:
@@ -168,7 +173,7 @@ def _percent(n: int, total: int) -> str:
 def _late_role(report: Report, lag: int | None) -> str:
     if lag is None or lag > 0:
         return "plain"
-    return "bad" if "stream" in report.orders else "allowed"
+    return "bad" if "stream" in report.orders else "caution"
 
 
 def _distances(report: Report) -> list[tuple[int, int]]:
@@ -178,7 +183,8 @@ def _distances(report: Report) -> list[tuple[int, int]]:
 
 
 def has_reach(report: Report) -> bool:
-    return bool(_distances(report))
+    """Is there more to see than in the histogram?"""
+    return len({distance for _, distance in _distances(report)}) > 1
 
 
 def reach_plot(report: Report, width: int = 720) -> Drawing:

@@ -84,7 +84,9 @@ def timeline(report: Report, width: int = 1080) -> Drawing:
     drawing.shapes += axes.across(numbers, lambda v: x(v / per), axes.TOP, bottom, caption)
     drawing.shapes += _curves(shown, x, y, bottom)
     words = [("front", "scored so far"), ("state", "latest label in the state"), ("bad", "not yet scored")]
-    drawing.shapes += axes.legend(words if width > 500 else [("front", "scored"), ("state", "state")], right)
+    if width < 500:
+        words = [("front", "scored"), ("state", "state")]
+    drawing.shapes += axes.legend(words if any(s.state >= 0 for s in shown) else words[:1], right)
     return drawing
 
 
@@ -103,11 +105,11 @@ def _curves(shown: Sequence[Step], x: axes.Scale, y: axes.Scale, bottom: float) 
         if s.findings:
             marks.append(Rect(left, bottom - 8, max(width, 2), 8, "bad"))
         elif s.escapes:
-            marks.append(Rect(left, bottom - 5, max(width, 2), 5, "allowed"))
+            marks.append(Rect(left, bottom - 5, max(width, 2), 5, "caution"))
     return [
         *(r for r in shade if isinstance(r, Rect) and r.role == "shade"),
         Line(front, "front", 1.5),
-        Line(state, "state", 1.5),
+        *([Line(state, "state", 1.5)] if any(s.state >= 0 for s in shown) else []),
         *(r for r in shade if isinstance(r, Rect) and r.role == "bad"),
         *marks,
     ]

@@ -1,4 +1,8 @@
-"""A real headless Chromium, driven over a pipe: enough of its protocol to open, ask and look."""
+"""A real headless Chromium, driven over a pipe: enough of its protocol to open, ask and look.
+
+``python -m tests.report.browser report.html`` writes pictures of a page beside it, for desks and for phones,
+light and dark.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +14,20 @@ import os
 import select
 import shutil
 import subprocess
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 #: The first of these that is installed.
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 _SECONDS = 60
+#: Becomes the browser, with two pipes where it looks for them.
+_CONNECT = """import os, sys
+read, write, *command = sys.argv[1:]
+os.dup2(int(read), 3), os.dup2(int(write), 4)
+os.execv(command[0], command)"""
 _READY = """new Promise((done, fail) => {
   const wait = () => {
     if (document.documentElement?.dataset.ready === "true")
@@ -101,9 +111,9 @@ class Browser:
     def frame(self) -> None:
         self.run("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done(1))))")
 
-    def shot(self, path: Path, whole: bool = True) -> None:
-        """The page as a PNG."""
-        data = self._call("Page.captureScreenshot", captureBeyondViewport=whole)["data"]
+    def shot(self, path: Path) -> None:
+        """The page, from top to bottom, as a PNG."""
+        data = self._call("Page.captureScreenshot", captureBeyondViewport=True)["data"]
         path.write_bytes(base64.b64decode(data))
 
 
@@ -112,16 +122,12 @@ def browser() -> Iterator[Browser]:
     """A fresh Chromium, ended with the block."""
     assert CHROMIUM is not None
     (read, our_write), (our_read, write) = os.pipe(), os.pipe()
-    # Chromium reads from descriptor 3 and writes to 4; until then the pipes must be somewhere else.
+    # It reads from descriptor 3 and writes to 4; until it starts, the pipes must be somewhere else.
     its_read, its_write = (fcntl.fcntl(fd, fcntl.F_DUPFD, 10) for fd in (read, write))
-
-    def connect() -> None:
-        os.dup2(its_read, 3)
-        os.dup2(its_write, 4)
-
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         process = subprocess.Popen(
             [
+                *(sys.executable, "-ISc", _CONNECT, str(its_read), str(its_write)),
                 CHROMIUM,
                 "--headless",
                 "--no-sandbox",
@@ -132,8 +138,7 @@ def browser() -> Iterator[Browser]:
                 f"--user-data-dir={profile}",
                 "--remote-debugging-pipe",
             ],
-            preexec_fn=connect,
-            pass_fds=(3, 4),
+            pass_fds=(its_read, its_write),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
@@ -144,3 +149,18 @@ def browser() -> Iterator[Browser]:
             process.wait()
             for fd in (read, write, its_read, its_write, our_read, our_write):
                 os.close(fd)
+
+
+def main(argv: Sequence[str]) -> None:
+    with browser() as page:
+        for file in map(Path, argv):
+            for device, width in (("desk", 1280), ("phone", 390)):
+                for theme in ("light", "dark"):
+                    page.size(width, 900, theme == "dark")
+                    page.open(file)
+                    page.frame()
+                    page.shot(file.with_suffix(f".{device}-{theme}.png"))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from causaltrace.report.influence import (
+    AHEAD,
     ALL,
-    ALLOWED,
     BAD,
     BEFORE,
     FINDINGS,
@@ -45,7 +45,7 @@ def test_bands_are_exactly_the_pairs(reach):
     exact = report(rows, [None] * len(rows), list(reach))
     found = influence(exact, 10**6)
     expected = {
-        (score, label, BAD if label >= score else BEFORE)
+        (score, label, AHEAD if label >= score else BEFORE)
         for score, ends in reach.items()
         for first, stop in zip(ends[::2], ends[1::2], strict=True)
         for label in range(first, stop)
@@ -81,10 +81,20 @@ def test_one_late_label_of_many_scores_is_one_band():
     assert Band(1, 128, 128, 129, 0, 0, BAD) in found.bands
 
 
-def test_later_labels_are_allowed_where_only_scored_order_is_judged():
+def test_what_may_have_reached_a_score_is_red_only_up_to_the_label_of_its_finding():
+    bad = Finding("CT001", 5, 7, samples.BOTH, samples.SCORE)
+    found = influence(report([[3, 9], [3, 9]], [-2, 1], [5, 6], findings=[bad]), 10)
+    assert {p for p in pairs(found.bands) if p[1] >= p[0]} == {
+        *((5, label, BAD) for label in (5, 6, 7)),
+        (5, 8, AHEAD),
+        *((6, label, AHEAD) for label in (6, 7, 8)),
+    }
+
+
+def test_later_labels_are_no_findings_where_only_scored_order_is_judged():
     bad = Finding("CT003", 5, 9, ("scored",), samples.SCORE)
     found = influence(report(lags=[-4, -4], positions=[5, 6], orders=["scored"], findings=[bad]), 10)
-    assert pairs(found.bands) == {(5, 9, BAD), (6, 10, ALLOWED)}
+    assert pairs(found.bands) == {(5, 9, BAD), (6, 10, AHEAD)}
 
 
 def test_findings_are_drawn_whatever_else_is_known():

@@ -1,9 +1,9 @@
 // The map of labels and scores on a canvas. A band is [score, count, first, stop, left, right, kind]: labels first to
 // stop - 1 reached the first of `count` scores, and with every further score the two ends move by left and right.
 
-const KINDS = ["plain", "bad", "allowed"];
+const KINDS = ["plain", "bad", "caution"];
 const ORDER = [0, 2, 1]; // findings on top
-const ROOM = { left: 58, right: 24, top: 12, bottom: 42 };
+const ROOM = { left: 66, right: 24, top: 12, bottom: 42 };
 
 function makeMap(root, data, choose) {
   const element = root.querySelector(".map");
@@ -65,7 +65,7 @@ function makeMap(root, data, choose) {
   // Rows one by one while they can be told apart; whole runs of rows when many share a pixel.
   function drawBand(pen, [score, count, first, stop, left, right, kind], view, r, x, y) {
     const row = unit * view.scale;
-    const least = kind === 1 ? 4 : 1;
+    const least = kind === 1 ? 4 : 2;
     const from = Math.max(0, Math.floor((view.y / unit - score)));
     const to = Math.min(count, Math.ceil((view.y + r.height / view.scale) / unit - score));
     const moves = left || right;
@@ -134,7 +134,7 @@ function makeMap(root, data, choose) {
     const latest = Math.max(...here.map((b) => b[3] + b[5] * (row - b[0]))) * unit - 1;
     const ahead = latest - score;
     const where = ahead > 0 ? `${ahead.toLocaleString("en")} ahead` : ahead === 0 ? "its own" : `${-ahead} before`;
-    const bad = here.some((b) => b[6] === 1) ? ", a violation" : "";
+    const bad = here.some((b) => b[6] === 1) ? ", a violation" : ahead >= 0 ? ", no finding" : "";
     return `score ${nameOf(score)}: latest label ${nameOf(latest, "x_")} (${unit > 1 ? "about " : ""}${where}${bad})`;
   }
 
