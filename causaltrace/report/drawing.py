@@ -6,10 +6,10 @@ own gets `LIGHT`.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
+from pathlib import Path
 from typing import Any
 
 Point = tuple[float, float]
@@ -123,7 +123,7 @@ def _points(points: Sequence[Point]) -> str:
     return " ".join(f"{x:.5g},{y:.5g}" for x, y in points)
 
 
-def write_png(drawing: Drawing, path: str | os.PathLike[str], scale: int = 2) -> None:
+def write_png(drawing: Drawing, path: str | Path, scale: int = 2) -> None:
     """Paint the drawing to a PNG file, ``scale`` pixels a unit.
 
     Raises:

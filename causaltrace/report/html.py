@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -113,12 +112,6 @@ def to_html(reports: Sequence[Report]) -> str:
         script=Markup(script),
         policy=f"{policy}; base-uri 'none'; form-action 'none'",
     )
-
-
-def write_html(reports: Sequence[Report], path: str | os.PathLike[str]) -> None:
-    """`to_html` to a file."""
-    with open(path, "w", encoding="utf-8", newline="\n") as file:
-        file.write(to_html(reports))
 
 
 def to_notebook(report: Report) -> str:

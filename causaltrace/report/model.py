@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from causaltrace.site import Site
@@ -201,13 +201,17 @@ class Report:
 
         return to_markdown(self)
 
-    def to_html(self, path: str | os.PathLike[str]) -> None:
-        """Write one page, without network or other files, that shows everything."""
-        from causaltrace.report.html import write_html
+    def to_html(self, path: str | Path | None = None) -> str:
+        """One page, without network or other files, that shows everything; also written to ``path``, if one
+        is given."""
+        from causaltrace.report.html import to_html
 
-        write_html([self], path)
+        text = to_html([self])
+        if path is not None:
+            Path(path).write_text(text, encoding="utf-8")
+        return text
 
-    def plot(self, path: str | os.PathLike[str], kind: str = "influence") -> None:
+    def plot(self, path: str | Path, kind: str = "influence") -> None:
         """Draw "influence", "lags", "reach" or "timeline" to ``path``, which ends in .svg or .png."""
         from causaltrace.report.plots import plot
 

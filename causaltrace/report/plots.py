@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,7 +28,7 @@ _STAIRS = 64  #: a band of more scores has straight sides
 _NOT_RECORDED = "this report does not say how far each score's latest label was: run the eval again"
 
 
-def plot(report: Report, path: str | os.PathLike[str], kind: str = "influence") -> None:
+def plot(report: Report, path: str | Path, kind: str = "influence") -> None:
     """Draw one of `KINDS` to a file; its name ends in ``.svg`` or ``.png`` (which needs Pillow).
 
     Raises:

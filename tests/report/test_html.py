@@ -158,8 +158,8 @@ def test_what_is_left_out_is_said(monkeypatch):
 
 def test_to_html_writes_a_small_file(tmp_path):
     path = tmp_path / "report.html"
-    samples.seen().to_html(path)
-    assert path.read_text(encoding="utf-8") == to_html([samples.seen()])
+    text = samples.seen().to_html(path)
+    assert path.read_text(encoding="utf-8") == text == samples.seen().to_html() == to_html([samples.seen()])
     assert path.stat().st_size < 200_000
 
 

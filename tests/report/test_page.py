@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from causaltrace.report.html import write_html
+from causaltrace.report.html import to_html
 from causaltrace.report.json import from_json, to_json
 from causaltrace.report.model import Finding
 from tests.report import samples
@@ -37,7 +37,7 @@ def open_page(chromium, tmp_path):
     file = tmp_path / "report.html"
 
     def open_(*reports, width=1280, dark=False):
-        write_html(reports, file)
+        file.write_text(to_html(reports), encoding="utf-8")
         chromium.size(width, 900, dark)
         chromium.complaints.clear()
         chromium.requests.clear()
