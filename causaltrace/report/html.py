@@ -22,7 +22,7 @@ from causaltrace.report import data, plots, summary
 from causaltrace.report.drawing import Drawing, to_svg
 from causaltrace.report.flow import HEIGHT, WIDTH, Flow, flow
 from causaltrace.report.influence import AHEAD, FINDINGS, LATEST, Influence, influence
-from causaltrace.report.model import CONDITIONS, KINDS, Report
+from causaltrace.report.model import KINDS, Report
 from causaltrace.report.timeline import summary as timeline_summary
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -130,7 +130,10 @@ def _abridged(watch: Watch) -> Iterator[str]:
     findings = len(report.violations)
     if findings > data.FINDINGS:
         yield f"{findings - data.FINDINGS:,} of {findings:,} findings are not listed"
-    if len({f.path for f in report.violations[: data.FINDINGS] if f.path}) > data.PATHS:
+    if (
+        findings > data.PATHS
+        and len({f.path for f in report.violations[: data.FINDINGS]} - {()}) > data.PATHS
+    ):
         yield f"only the first {data.PATHS:,} different paths are shown"
     if drawn.unit > 1:
         yield f"the map puts {drawn.unit:,} positions together"
@@ -155,7 +158,6 @@ def _environment() -> Environment:
     env.globals |= {
         "summary": summary,
         "KINDS": KINDS,
-        "CONDITIONS": CONDITIONS,
         "LIMITS": LIMITS,
         "GROUPS": _GROUPS,
         "OPEN": _OPEN,

@@ -68,15 +68,13 @@ function makeMap(root, data, choose) {
     const least = kind === 1 ? 4 : 2;
     const from = Math.max(0, Math.floor((view.y / unit - score)));
     const to = Math.min(count, Math.ceil((view.y + r.height / view.scale) / unit - score));
-    const moves = left || right;
-    const step = moves ? Math.max(1, Math.floor(1 / row)) : count;
-    for (let i = moves ? from - (from % step) : 0; i < (moves ? to : Math.min(count, Math.max(to, 0))); i += step) {
+    const step = left || right ? Math.max(1, Math.floor(1 / row)) : count;
+    for (let i = from - (from % step); i < to; i += step) {
       const rows = Math.min(step, count - i);
-      const start = first + left * i, end = stop + right * (i + (moves ? rows - 1 : 0));
+      const start = first + left * i, end = stop + right * (i + rows - 1);
       const x0 = Math.round(x(start * unit)), x1 = Math.round(x(end * unit));
       const y0 = Math.round(y((score + i) * unit)), y1 = Math.round(y((score + i + rows) * unit));
       pen.fillRect(x0, y0, Math.max(x1 - x0, least), Math.max(y1 - y0, least));
-      if (!moves) break;
     }
   }
 
