@@ -55,10 +55,13 @@ def across(values: Iterable[int], x: Scale, top: float, bottom: float, caption: 
 
 
 def up(values: Iterable[tuple[float, str]], left: float, right: float, caption: str) -> Iterator[Shape]:
-    """Ticks at heights ``values`` with their words, and a caption over the axis."""
+    """Ticks at heights ``values`` with their words, as far as there is room, and a caption over the axis."""
+    taken: list[float] = []
     for y, words in values:
-        yield Line(((left, y), (right, y)), "grid")
-        yield Text(left - 6, y + 4, words, anchor="end")
+        if all(abs(y - other) >= 12 for other in taken):
+            taken.append(y)
+            yield Line(((left, y), (right, y)), "grid")
+            yield Text(left - 6, y + 4, words, anchor="end")
     yield Text(6, 14, caption, "ink")
 
 
