@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from causaltrace.site import Site
@@ -200,8 +201,29 @@ class Report:
 
         return to_markdown(self)
 
+    def to_html(self, path: str | Path | None = None) -> str:
+        """One page, without network or other files, that shows everything; also written to ``path``, if one
+        is given."""
+        from causaltrace.report.html import to_html
+
+        text = to_html([self])
+        if path is not None:
+            Path(path).write_text(text, encoding="utf-8")
+        return text
+
+    def plot(self, path: str | Path, kind: str = "influence") -> None:
+        """Draw "influence", "lags", "reach" or "timeline" to ``path``, which ends in .svg or .png."""
+        from causaltrace.report.plots import plot
+
+        plot(self, path, kind)
+
     def __str__(self) -> str:
         return self.to_text()
+
+    def _repr_html_(self) -> str:
+        from causaltrace.report.html import to_notebook
+
+        return to_notebook(self)
 
     def __rich__(self) -> RenderableType:
         from causaltrace.report.text import renderable

@@ -91,14 +91,17 @@ def plural(n: int, noun: str, nouns: str = "") -> str:
     return f"{n:,} {noun if n == 1 else nouns or noun + 's'}"
 
 
+def stream_prefix(stream: str) -> str:
+    """What stands before a position in a stream that has a name of its own."""
+    return "" if stream == _UNNAMED_STREAM else f"{stream}:"
+
+
 def label_name(finding: Finding) -> str:
-    prefix = "" if finding.source_stream == _UNNAMED_STREAM else f"{finding.source_stream}:"
-    return f"{prefix}x_{finding.source}"
+    return f"{stream_prefix(finding.source_stream)}x_{finding.source}"
 
 
 def score_name(finding: Finding) -> str:
-    prefix = "" if finding.stream == _UNNAMED_STREAM else f"{finding.stream}:"
-    return f"{prefix}{finding.target}"
+    return f"{stream_prefix(finding.stream)}{finding.target}"
 
 
 def witness(finding: Finding) -> str:

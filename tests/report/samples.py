@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from causaltrace.report.model import Finding, Hop, Notice, Report
+from causaltrace.report.model import Edge, Finding, Hop, Moment, Notice, OpUse, Provenance, Report, Run
 from causaltrace.site import Site
 
 HERE = __file__
@@ -74,3 +74,39 @@ def unverified() -> Report:
             Notice("CT091", "a labelled value was read by .item()", site=site("host", "item", 11), label=2)
         ],
     )
+
+
+def seen() -> Report:
+    """Everything a watch can tell: 16 windows of 16, half of them scored after an update on all of them."""
+    size, half = 257, 129
+    findings, lags, reach = [], [], []
+    for t in range(1, size):
+        late = t < half
+        lags.append(t - (half - 1) if late else 1)
+        reach.append([0, half] if late else [0, t])
+        if late:
+            source = half - 1
+            path = tuple(Hop(h.site, f"[{t}]" if h.site is SCORE else h.detail) for h in PATH)
+            orders = BOTH if t % 2 else ("stream",)
+            findings.append(Finding("CT003" if t < half - 1 else "CT002", t, source, orders, SCORE, path))
+    nodes = [*(hop.site for hop in PATH), site("host", "item", 11)]
+    edges = [Edge(i, i + 1, 16, (0, half - 1), (1 - half, 1), bad=True) for i in range(len(PATH) - 1)]
+    edges += [Edge(0, 6, 240, (0, size - 1), (1, 16)), Edge(5, 1, 8), Edge(7, 8, 1, (0, size - 1))]
+    moments = [Moment("update", PATH[5].site, 8, label=half - 1)]
+    for i in range(16):
+        first, last = 16 * i + 1, 16 * i + 16
+        wrong = 16 if last < half else 0
+        moments.append(Moment("score", SCORE, 1, first, last, max(last, half - 1), last, wrong))
+        if i >= 8:
+            moments.append(Moment("update", PATH[5].site, 1, label=last, scored=last))
+    moments.append(Moment("escape", nodes[-1], 1, label=size - 1, scored=size - 1))
+    report = violation(0)
+    report.violations, report.positions = findings, list(range(1, size))
+    report.labels, report.streams = size, [("labels", size)]
+    report.lags, report.reach, report.timeline = lags, reach, moments
+    report.graph = Provenance(nodes, edges)
+    report.ops = [OpUse("aten.mm.default", 96, "rule"), OpUse("mylib::f", 2, "conservative")]
+    report.escapes = unverified().escapes
+    versions = (("causaltrace", "0.1.0"), ("torch", "2.13.0"), ("Python", "3.12.1"))
+    report.run = Run("eval.py --steps 8", "1c040c2+", "2026-01-02T03:04:05+00:00", versions)
+    return report
