@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -44,6 +44,15 @@ def _exact(given: list[tuple[str, Tensor]]) -> Exact:
             "or watch a part of the stream"
         )
     return Exact(range(total))
+
+
+class Standing(NamedTuple):
+    """How far a watch has come: positions scored and labels; findings and opaque operations so far."""
+
+    scored: int
+    labels: int
+    findings: int
+    opaque: int
 
 
 class ViolationError(AssertionError):
@@ -247,6 +256,17 @@ class Watch:
         self._judge.close(held, Site("score", "returned", "<end of the watch>", 0))
         self._report = self._made(None if error is None else f"{type(error).__name__}: {error}")
         finished.append(self._report)
+
+    # -- while it runs --------------------------------------------------------------------------------
+
+    def follow(self, tell: Callable[[Watch], None]) -> None:
+        """Call ``tell`` with this watch after every score event; it must be quick and leave torch alone."""
+        self._judge.told = lambda: tell(self)
+
+    @property
+    def standing(self) -> Standing:
+        scored = sum(positions.numel() for positions in self._tracer.ledger.order)
+        return Standing(scored, self.streams.size, len(self._judge.findings), len(self._judge.opaque_ops))
 
     # -- results --------------------------------------------------------------------------------------
 
