@@ -12,13 +12,13 @@ import re
 _LONGEST = 240
 _SPECIAL = re.compile(r"([\\`*\[\]|~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))")
 _AFTER = re.compile(r"@|#(?=\d)|(?<=:)//")
-_TURNING = re.compile("[\u202a-\u202e\u2066-\u2069]")
+_UNSEEN = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 _INVISIBLE = "\u200b"
 
 
 def one_line(text: str) -> str:
-    """``text`` without line ends or characters that turn its direction, and not too long."""
-    text = _TURNING.sub("\ufffd", " ".join(text.splitlines()).strip())
+    """``text`` without line ends, control characters or a turned direction, and not too long."""
+    text = _UNSEEN.sub("\ufffd", " ".join(text.splitlines()).strip())
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 

@@ -58,7 +58,7 @@ def _lines(level: str, items: Sequence[tuple[Site | None, str, str]]) -> list[st
 
 
 def _data(text: str) -> str:
-    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+    return "\n".join(text.splitlines()).replace("%", "%25").replace("\n", "%0A")
 
 
 def _property(text: str) -> str:

@@ -101,7 +101,7 @@ def _orders(report: Report) -> RenderableType:
         table.add_column(no_wrap=column < 2)
     for order, status in report.orders.items():
         table.add_row(
-            f"{order} order",
+            Text(f"{order} order"),
             Text(status, style=STYLE.get(status, "")),
             Text(summary.ORDERS.get(order, ""), style="dim"),
         )
