@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from causaltrace.report.model import (
@@ -22,7 +23,7 @@ from causaltrace.report.model import (
     Report,
     Run,
 )
-from causaltrace.report.shape import Map, Maybe, take
+from causaltrace.report.shape import Map, Maybe, reader
 from causaltrace.site import Site
 
 SCHEMA = "causaltrace-report/2"
@@ -36,9 +37,17 @@ class _Sites:
 
     def __init__(self) -> None:
         self.index: dict[Site, int] = {}
+        self._paths: dict[int, list[list[Any]]] = {}
 
     def __call__(self, site: Site) -> int:
         return self.index.setdefault(site, len(self.index))
+
+    def path(self, hops: tuple[Hop, ...]) -> list[list[Any]]:
+        """Findings of one score share their path: it is written out once."""
+        known = self._paths.get(id(hops))
+        if known is None:
+            known = self._paths[id(hops)] = [[self(hop.site), hop.detail] for hop in hops]
+        return known
 
     def rows(self) -> list[dict[str, Any]]:
         return [
@@ -122,7 +131,7 @@ def from_dict(data: Mapping[str, Any]) -> Report:
     if data["schema"] != SCHEMA:
         data = {**_LACKING, **data}
     try:
-        return _read(take(_REPORT, data))
+        return _read(_checked(data))
     except ValueError as error:
         raise ValueError(f"malformed {SCHEMA} document: {error}") from error
 
@@ -190,6 +199,7 @@ _REPORT = {
     "run": {"command": str, "revision": str, "time": str, "versions": Map(str)},
     "sites": [_SITE],
 }
+_checked = reader(_REPORT)
 #: What ``causaltrace-report/1`` does not have.
 _LACKING: dict[str, Any] = {
     "streams": [],
@@ -213,6 +223,10 @@ def _read(data: Mapping[str, Any]) -> Report:
     def site(index: int) -> Site:
         return sites[_within(index, len(sites), "sites")]
 
+    @cache  # findings of one score share their path
+    def path(hops: tuple[tuple[int, str], ...]) -> tuple[Hop, ...]:
+        return tuple(Hop(site(index), detail) for index, detail in hops)
+
     def notices(key: str) -> list[Notice]:
         return [Notice(**{**n, "site": None if n["site"] is None else site(n["site"])}) for n in data[key]]
 
@@ -227,7 +241,7 @@ def _read(data: Mapping[str, Any]) -> Report:
                 source=f["source"],
                 orders=tuple(f["orders"]),
                 site=site(f["site"]),
-                path=tuple(Hop(site(i), detail) for i, detail in f["path"]),
+                path=path(tuple(f["path"])),
                 stream=f["stream"],
                 source_stream=f["source_stream"],
             )
@@ -240,7 +254,7 @@ def _read(data: Mapping[str, Any]) -> Report:
         labels=data["labels"],
         error=data["error"],
         ops=[OpUse(*use) for use in data["ops"]],
-        streams=[(name, size) for name, size in data["streams"]],
+        streams=data["streams"],
         lags=data["lags"],
         reach=data["reach"],
         timeline=[Moment(**{**m, "site": site(m["site"])}) for m in data["timeline"]],
@@ -253,11 +267,8 @@ def _read_edges(graph: Mapping[str, Any]) -> list[Edge]:
     def node(index: int) -> int:
         return _within(index, len(graph["nodes"]), "nodes of the graph")
 
-    def pair(value: Sequence[int] | None) -> tuple[int, int] | None:
-        return None if value is None else (value[0], value[1])
-
     return [
-        Edge(node(source), node(target), flows, pair(labels), pair(lag), bad)
+        Edge(node(source), node(target), flows, labels, lag, bad)
         for source, target, flows, labels, lag, bad in graph["edges"]
     ]
 
@@ -289,7 +300,7 @@ def _finding(finding: Finding, site: _Sites) -> dict[str, Any]:
         "orders": list(finding.orders),
         "at": str(finding.site),
         "site": site(finding.site),
-        "path": [[site(hop.site), hop.detail] for hop in finding.path],
+        "path": site.path(finding.path),
         "stream": finding.stream,
         "source_stream": finding.source_stream,
     }

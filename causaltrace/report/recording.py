@@ -22,7 +22,7 @@ from causaltrace.report.model import Report
 VERSION = 1
 #: Bytes of JSON, and values in it, that are read at most: what a small file can blow up to.
 MAX_BYTES = 512 << 20
-MAX_VALUES = 40_000_000
+MAX_VALUES = 20_000_000
 
 
 class RecordingError(ValueError):
