@@ -12,9 +12,10 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-from causaltrace.watch import Watch
+if TYPE_CHECKING:
+    from causaltrace.watcher import Watch
 
 #: Seconds of silence at first, and between two drawings.
 PATIENCE, PAUSE = 2.0, 0.2

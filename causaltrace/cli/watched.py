@@ -16,7 +16,7 @@ from causaltrace.cli.show import show_all
 from causaltrace.cli.watching import Watching
 from causaltrace.report.about import made_now
 from causaltrace.report.model import Report, Run
-from causaltrace.watch import ViolationError
+from causaltrace.watcher import ViolationError
 
 NOTHING_WATCHED = (
     "causaltrace: the script opened no watch and labelled nothing. Put its scoring loop inside "

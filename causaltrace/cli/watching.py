@@ -9,7 +9,7 @@ import torch
 import causaltrace
 from causaltrace.cli.progress import Progress
 from causaltrace.report.model import Report
-from causaltrace.watch import current, finished
+from causaltrace.watcher import current, finished
 
 _INFERENCE_MODE = (
     "this first causaltrace.label(...) is inside torch.inference_mode(); call it before, so that the watch "

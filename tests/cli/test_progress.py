@@ -15,7 +15,7 @@ import pytest
 import causaltrace
 from causaltrace.cli import progress
 from causaltrace.cli.progress import Progress
-from causaltrace.watch import Standing
+from causaltrace.watcher import Standing
 
 SLOW = """
 import time, torch, causaltrace
