@@ -19,7 +19,8 @@ from causaltrace.lattice.exact import Exact
 from causaltrace.lattice.horizon import Horizon
 from causaltrace.ops import uses
 from causaltrace.policy import Judge
-from causaltrace.report.model import Finding, Notice, Report
+from causaltrace.report.about import made_now
+from causaltrace.report.model import Finding, Notice, Report, Run
 from causaltrace.shadow import Shadow
 from causaltrace.site import Site
 from causaltrace.step import Recorder
@@ -112,6 +113,7 @@ class Watch:
         self._tracer.finder = self._finder
         self._stack = contextlib.ExitStack()
         self._report: Report | None = None
+        self._run = Run()
 
     # -- labels ---------------------------------------------------------------------------------------
 
@@ -235,6 +237,7 @@ class Watch:
             if self._report is not None:
                 raise RuntimeError("this watch is over; make a new one")
             _current = self
+        self._run = made_now()
         try:
             if hasattr(torch.compiler, "set_stance"):
                 self._stack.enter_context(torch.compiler.set_stance("force_eager"))
@@ -277,6 +280,7 @@ class Watch:
 
     def _made(self, error: str | None) -> Report:
         report = self._judge.report(error)
+        report.run = self._run
         report.ops = uses(self._tracer.ops)
         for use in report.ops:
             if use.handled == "registered":

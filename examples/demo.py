@@ -29,7 +29,6 @@ from rich.console import Console
 from torch import Tensor
 
 import causaltrace
-from causaltrace.report.about import made_now
 from causaltrace.report.summary import place, short_file
 from examples import (
     demo_view,
@@ -380,7 +379,7 @@ def demo(args: argparse.Namespace, console: Console) -> tuple[dict[str, Any], li
         "examples": rows,
     }
     for j in judged:
-        j.report.run = made_now(j.run.name)
+        j.report.run = dataclasses.replace(j.report.run, command=j.run.name)
     return result, [j.report for j in sorted(judged, key=lambda j: j is not shared)]
 
 

@@ -371,3 +371,11 @@ def test_label_that_is_the_ignored_class_is_not_lost() -> None:
         )  # 0 because of a label
         trace.score(F.cross_entropy(Toy()(tokens[:5]) + bias, tokens[1:6], reduction="none"))
     assert targets(trace) == set(range(1, 6))
+
+
+def test_the_report_says_when_and_with_what_it_was_made():
+    with causaltrace.watch(torch.arange(5)) as trace:
+        pass
+    run = trace.report.run
+    assert run.time.endswith("Z") and dict(run.versions)["torch"] == str(torch.__version__)
+    assert (run.command, run.revision) == ("", ""), "the command line knows these"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import typer
@@ -32,7 +33,7 @@ def run_watched(script: Script, outputs: Outputs, show: Callable[[Report], None]
         watching.close(error)
     reports = watching.reports
     for report in reports:
-        report.run = run
+        report.run = replace(run, time=report.run.time or run.time)
     show_all(reports, show)
     failed = error is not None and not _is_verdict(error, reports)
     if error is not None and failed:

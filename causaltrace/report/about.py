@@ -8,6 +8,7 @@ import platform
 import subprocess
 import sys
 from datetime import datetime, timezone
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -38,6 +39,7 @@ def revision(folder: Path) -> str:
     return done.stdout.decode("ascii", "replace").strip() if done.returncode == 0 else ""
 
 
+@cache
 def versions() -> tuple[tuple[str, str], ...]:
     """Of causaltrace, torch and Python; what is not installed or not loaded is left out."""
     found = []
