@@ -58,7 +58,7 @@ class Outputs:
         ]
         failed = [path for path, make in made if path is not None and not _written(path, make, reports)]
         if self.github:
-            typer.echo(to_github(reports), nl=False)
+            typer.echo(to_github(reports).encode("utf-8", "replace"), nl=False)
         return not failed
 
 

@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TextIO
 
+from causaltrace.report.summary import plural
+
 if TYPE_CHECKING:
     from causaltrace.watcher import Watch
 
@@ -74,10 +76,13 @@ class Progress:
 
 def _line(watch: Watch, seconds: int) -> str:
     now = watch.standing
-    return (
-        f"causaltrace: {now.scored:,} of {now.labels:,} positions scored, {now.findings:,} findings, "
-        f"{now.opaque:,} opaque operations, {seconds // 60}:{seconds % 60:02}"
+    facts = (
+        f"{now.scored:,} of {plural(now.labels, 'label')} scored",
+        plural(now.findings, "finding"),
+        plural(now.opaque, "opaque operation"),
+        f"{seconds // 60}:{seconds % 60:02}",
     )
+    return f"causaltrace: {', '.join(facts)}"
 
 
 def _is_terminal(stream: Any) -> bool:

@@ -8,6 +8,7 @@ its code flow is the path of the witness. The complete list of findings is in th
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -135,8 +136,8 @@ class _Run:
     def _artifact(self, file: str) -> Json:
         inside = below(file, self.root)
         if inside is not None:
-            return {"uri": quote(inside), "uriBaseId": _ROOT}
-        return {"uri": "file://" + quote(file) if file.startswith("/") else quote(file, safe="/")}
+            return {"uri": quote(os.fsencode(inside)), "uriBaseId": _ROOT}
+        return {"uri": ("file://" if file.startswith("/") else "") + quote(os.fsencode(file))}
 
     def _fingerprint(self, kind: str, site: Site, orders: Sequence[str]) -> dict[str, str]:
         """The same as long as the line reads the same, wherever it moves in its file."""

@@ -64,7 +64,7 @@ def terminal(monkeypatch):
     return both
 
 
-LINE = "causaltrace: 1,200 of 5,000 positions scored, 3 findings, 1 opaque operations, 0:00"
+LINE = "causaltrace: 1,200 of 5,000 labels scored, 3 findings, 1 opaque operation, 0:00"
 
 
 def test_the_line_is_wiped_before_the_program_writes_and_at_the_end(terminal):
@@ -139,7 +139,7 @@ def test_a_long_run_on_a_terminal(tmp_path):
     line = os.read(ours, 100_000).decode()
     os.close(ours)
     assert time.monotonic() - started > 3
-    assert "of 65 positions scored, 0 findings" in line
+    assert "of 65 labels scored, 0 findings" in line
     assert line.endswith("\r\x1b[K"), "the line is gone at the end"
     unseen = run(script, subprocess.PIPE)
     assert unseen.stderr == b""

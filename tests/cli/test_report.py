@@ -7,7 +7,10 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
+from causaltrace.cli.outputs import Outputs
 from causaltrace.report import recording
+from causaltrace.report.model import Finding
+from causaltrace.site import Site
 from tests.cli.recordings import call, record
 from tests.report import samples
 
@@ -37,6 +40,19 @@ def test_all_outputs(tmp_path, monkeypatch):
     assert ET.parse(tmp_path / "junit").getroot().tag == "testsuites"
     assert json.loads((tmp_path / "json").read_text())["status"] == "violation"
     assert sum(line.startswith("::error ") for line in result.stdout.splitlines()) == 4
+
+
+def test_a_file_name_that_is_no_text(tmp_path):
+    report = samples.violation(0)
+    report.violations = [Finding("CT001", 1, 2, samples.BOTH, Site("score", "sum", "/evals/e\udcff.py", 3))]
+    names = ("markdown", "sarif", "junit", "json")
+    outputs = Outputs(
+        **{name: tmp_path / name for name in names}, github=True, recording=tmp_path / "r.ctrace"
+    )
+    assert outputs.write([report])
+    assert call("report", tmp_path / "r.ctrace", "--sarif", tmp_path / "again").exit_code == 1
+    place = json.loads((tmp_path / "sarif").read_text())["runs"][0]["results"][0]["locations"][0]
+    assert place["physicalLocation"]["artifactLocation"]["uri"] == "file:///evals/e%FF.py"
 
 
 def test_an_output_that_cannot_be_written_is_an_error_and_the_others_are_written(tmp_path):
