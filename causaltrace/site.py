@@ -27,7 +27,10 @@ class Site:
         """The stripped source line, or ``""`` when the file cannot be read."""
         if self.stored is not None:
             return self.stored
-        return linecache.getline(self.file, self.line).strip()
+        try:
+            return linecache.getline(self.file, self.line).strip()
+        except ValueError:  # no file can have this name
+            return ""
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}"
