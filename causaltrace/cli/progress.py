@@ -3,6 +3,7 @@
 Only on a terminal, after two seconds, and never among the program's own output: the line stands where the
 next line of output will start, is wiped before the program writes, and is not drawn while the program is in
 the middle of a line. It is drawn when a score is judged, a few times a second at most; there is no thread.
+Output that does not go through ``sys.stdout`` or ``sys.stderr`` (C code, children) may follow the line.
 """
 
 from __future__ import annotations

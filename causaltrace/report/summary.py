@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from causaltrace.report.model import CONDITIONS, Finding, Hop, Notice, Report
+from causaltrace.report.model import CONDITIONS, Finding, Hop, Notice, Report, Run
 from causaltrace.site import Site
 
 #: Which conditions a finding of each kind breaks.
@@ -145,6 +145,13 @@ def headline(report: Report) -> str:
     if report.status == "unverified" and blocking:
         text += f"; {plural(blocking, 'thing stands', 'things stand')} in the way of a proof"
     return text + "."
+
+
+def about(run: Run) -> str:
+    """What was run, as far as it is known, on one line."""
+    revision = f"revision {run.revision}" if run.revision else ""
+    versions = (f"{name} {version}" for name, version in run.versions)
+    return ", ".join(filter(None, (run.command, revision, *versions, run.time)))
 
 
 def notices(report: Report) -> list[Notice]:

@@ -76,6 +76,8 @@ def _headline(report: Report) -> Iterator[RenderableType]:
     title.append(report.status.upper(), style=STYLE[report.status])
     yield title
     yield Text(summary.headline(report))
+    if report.run.command:
+        yield Text(summary.about(report.run), style="dim")
     if report.error is not None:
         yield Text.assemble(("Partial: ", "bold red"), f"the watched block raised {report.error}")
 
