@@ -1,9 +1,15 @@
 """causaltrace: run an eval once and see which labels reached which scores."""
 
-from causaltrace.custom import register_rule
-from causaltrace.depends import dependencies
-from causaltrace.report.model import Finding, Notice, Report
-from causaltrace.watch import ViolationError, Watch, label, score, watch
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from causaltrace.custom import register_rule
+    from causaltrace.depends import dependencies
+    from causaltrace.report.model import Finding, Notice, Report
+    from causaltrace.watcher import ViolationError, Watch, label, score, watch
 
 __all__ = [
     "Finding",
@@ -17,3 +23,23 @@ __all__ = [
     "score",
     "watch",
 ]
+
+#: Modules of the public names. They are loaded when a name is first used: reading a report needs no torch.
+_HOMES = {
+    "custom": ("register_rule",),
+    "depends": ("dependencies",),
+    "report.model": ("Finding", "Notice", "Report"),
+    "watcher": ("ViolationError", "Watch", "label", "score", "watch"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for home, names in _HOMES.items():
+        if name in names:
+            value = globals()[name] = getattr(import_module(f"causaltrace.{home}"), name)
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

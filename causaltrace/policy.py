@@ -6,6 +6,7 @@ own score is fixed, and until then only at later positions. Both are decided for
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -40,6 +41,7 @@ class Judge:
     notes: list[Notice] = field(default_factory=list)
     objectives: list[Score] = field(default_factory=list)
     explicit: bool = False
+    told: Callable[[], None] | None = None  #: called after every score event
     _paths: dict[tuple[str, Site, int, int], tuple[Hop, ...]] = field(default_factory=dict)
 
     # -- told by the tracer ---------------------------------------------------------------------------
@@ -55,6 +57,8 @@ class Judge:
     def score(self, event: Score) -> None:
         self.ledger.commit(event)
         self._judge(event)
+        if self.told is not None:
+            self.told()
 
     def candidate(self, pending: Pending, site: Site) -> None:
         """An objective's value is used: the score of its positions, unless another one turns up."""

@@ -16,6 +16,8 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -340,8 +342,8 @@ def describe(judged: Judged, plain_bits: float | None) -> dict[str, Any]:
     return row
 
 
-def demo(args: argparse.Namespace, console: Console) -> dict[str, Any]:
-    """Train, judge, compare: all that is shown, as plain data."""
+def demo(args: argparse.Namespace, console: Console) -> tuple[dict[str, Any], list[causaltrace.Report]]:
+    """Train, judge, compare: all that is shown, as plain data; and the reports, that of issue #1336 first."""
     start = time.perf_counter()
     text = byte_tokens(load_text())
     size = 1 + args.window + args.windows * args.stride
@@ -364,7 +366,7 @@ def demo(args: argparse.Namespace, console: Console) -> dict[str, Any]:
     plain = next(j.bits for j in judged if j.run.module is plain_sliding)
     alone, shared = (j for j in judged if j.run.module is slot_context)
     rows = [describe(j, plain) for j in judged]
-    return {
+    result = {
         "schema": SCHEMA,
         "as_expected": all(row["as_expected"] for row in [*rows, *pairs])
         and not any(row["agreement"]["moved_pairs_ruled_out_by_report"] for row in pairs),
@@ -376,12 +378,16 @@ def demo(args: argparse.Namespace, console: Console) -> dict[str, Any]:
         "issue_1336": issue_1336(alone, shared, size),
         "examples": rows,
     }
+    for j in judged:
+        j.report.run = dataclasses.replace(j.report.run, command=j.run.name)
+    return result, [j.report for j in sorted(judged, key=lambda j: j is not shared)]
 
 
 def _flags(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="causaltrace demo", description=(__doc__ or "").split("\n")[0])
     add = parser.add_argument
     add("--json", type=Path, default=Path("demo.json"), help="the JSON twin (default: %(default)s)")
+    add("--html", type=Path, help="the page of all reports (default: beside the JSON twin)")
     add("--width", type=int, help="columns (default: the terminal's, at most 100)")
     add("--window", type=int, default=128, help="length of a window (default: %(default)s)")
     add("--stride", type=int, default=16, help="new scores per window (default: %(default)s)")
@@ -397,7 +403,7 @@ def _flags(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0 if every verdict is as expected, 1 if one is not, 2 if the JSON cannot be written."""
+    """0 if every verdict is as expected, 1 if one is not, 2 if a file cannot be written."""
     args = _flags(argv)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the model is small; timings are steadier
@@ -407,17 +413,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         torch.set_num_threads(threads)
 
 
+def _written(path: Path, text: str) -> bool:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        print(f"causaltrace: cannot write {path}: {error.strerror}", file=sys.stderr)
+        return False
+    return True
+
+
 def _main(args: argparse.Namespace) -> int:
     console = Console(highlight=False)
     console.width = args.width or min(console.width, 100)
-    result = demo(args, console)
+    result, reports = demo(args, console)
     console.print(demo_view.screen(result))
-    try:
-        args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        print(f"causaltrace: cannot write {args.json}: {error.strerror}", file=sys.stderr)
+    page = args.html or args.json.with_suffix(".html")
+    if not _written(args.json, json.dumps(result, indent=1) + "\n"):
         return 2
     console.print(f"{result['seconds']:.0f} s in all; the same as JSON: {args.json}", markup=False)
+    if find_spec("causaltrace.report.html"):
+        if not _written(page, import_module("causaltrace.report.html").to_html(reports)):
+            return 2
+        console.print(f"every finding with its path, in a browser: {page}", markup=False)
     if not result["as_expected"]:
         print("causaltrace: not all verdicts are as the examples expect: see '!' above", file=sys.stderr)
         return 1

@@ -7,6 +7,7 @@ import dataclasses
 import io
 import json
 import sys
+import types
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -139,7 +140,7 @@ def test_a_wrong_verdict_gives_exit_code_1(
 def test_json_that_cannot_be_written_is_an_error(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], output: Output
 ) -> None:
-    monkeypatch.setattr(demo, "demo", lambda args, console: output.data)
+    monkeypatch.setattr(demo, "demo", lambda args, console: (output.data, []))
     assert demo.main(["--json", str(tmp_path / "missing" / "twin.json")]) == 2
     assert "cannot write" in capsys.readouterr().err
 
@@ -177,3 +178,18 @@ def test_the_command_runs_the_demo_of_a_checkout(monkeypatch: pytest.MonkeyPatch
     result = CliRunner().invoke(app, ["demo", "--window", "none"])
     assert result.exit_code == 2
     assert "invalid int value" in result.output
+
+
+def test_the_last_line_names_the_page(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def to_html(reports: list[Report]) -> str:
+        assert reports[0].run.command == "context-only SLOT, batch 5"
+        assert len(reports) == len(demo.examples(16, 4, 5))
+        return "<p>all of it</p>"
+
+    monkeypatch.setitem(sys.modules, "causaltrace.report.html", types.SimpleNamespace(to_html=to_html))
+    monkeypatch.setattr(demo, "find_spec", lambda name: True)
+    assert demo.main([*TINY.split(), "--json", str(tmp_path / "demo.json")]) == 0
+    assert (tmp_path / "demo.html").read_text() == "<p>all of it</p>"
+    assert "".join(capsys.readouterr().out.splitlines()[-3:]).endswith("demo.html")

@@ -371,3 +371,24 @@ def test_label_that_is_the_ignored_class_is_not_lost() -> None:
         )  # 0 because of a label
         trace.score(F.cross_entropy(Toy()(tokens[:5]) + bias, tokens[1:6], reduction="none"))
     assert targets(trace) == set(range(1, 6))
+
+
+def test_the_report_says_when_and_with_what_it_was_made():
+    with causaltrace.watch(torch.arange(5)) as trace:
+        pass
+    run = trace.report.run
+    assert run.time.endswith("Z") and dict(run.versions)["torch"] == str(torch.__version__)
+    assert (run.command, run.revision) == ("", ""), "the command line knows these"
+
+
+def test_a_watch_can_be_followed_while_it_runs():
+    tokens = torch.randint(0, 7, (9,))
+    emb = torch.nn.Embedding(7, 7)
+    seen = []
+    trace = causaltrace.watch(tokens)
+    trace.follow(lambda watch: seen.append(watch.standing))
+    with trace, torch.no_grad():
+        for i in range(0, 8, 4):
+            x, y = tokens[i : i + 4], tokens[i + 1 : i + 5]
+            F.cross_entropy(emb(x) + emb(y), y, reduction="sum").item()
+    assert [(s.scored, s.labels, s.findings, s.opaque) for s in seen] == [(4, 9, 4, 0), (8, 9, 8, 0)]

@@ -5,7 +5,10 @@ from __future__ import annotations
 import typer
 
 from causaltrace.cli.demo import demo
+from causaltrace.cli.explain import explain
+from causaltrace.cli.graph import graph
 from causaltrace.cli.ops import ops
+from causaltrace.cli.report import report
 from causaltrace.cli.run import run
 
 app = typer.Typer(
@@ -16,6 +19,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("run", context_settings={"allow_interspersed_args": False})(run)
+app.command("report")(report)
+app.command("explain")(explain)
+app.command("graph")(graph)
 app.command("ops", context_settings={"allow_interspersed_args": False})(ops)
 app.command(
     "demo",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from causaltrace.cli.arguments import Arguments, ModuleOption, ScriptArgument
+from causaltrace.cli.outputs import JsonOption, Outputs
 from causaltrace.cli.script import Script
-from causaltrace.cli.watched import Arguments, JsonOption, ModuleOption, ScriptArgument, run_watched
 from causaltrace.report.operations import render
 
 
@@ -15,4 +16,6 @@ def ops(
     Each has a rule, one derived from its schema, or one that you registered; is decomposed into others; or
     is conservative: all of its inputs may have reached all of its outputs. Exit codes as of "run".
     """
-    raise run_watched(Script(script, args or (), module), json, render)
+    from causaltrace.cli.watched import run_watched
+
+    raise run_watched(Script(script, args or (), module), Outputs(json=json), render)

@@ -1,65 +1,57 @@
-"""What the commands that run somebody's script share: their arguments, the run, and the report as JSON."""
+"""Run somebody's script, show what its watches found, and write the outputs: what "run" and "ops" share."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
 from causaltrace.cli.exits import exit_code
+from causaltrace.cli.outputs import Outputs
+from causaltrace.cli.progress import Progress
 from causaltrace.cli.script import Script, format_error
+from causaltrace.cli.show import show_all
 from causaltrace.cli.watching import Watching
-from causaltrace.report.json import reports_to_json
-from causaltrace.report.model import Report
-from causaltrace.watch import ViolationError
+from causaltrace.report.about import made_now
+from causaltrace.report.model import Report, Run
+from causaltrace.watcher import ViolationError
 
 NOTHING_WATCHED = (
     "causaltrace: the script opened no watch and labelled nothing. Put its scoring loop inside "
     "'with causaltrace.watch(tokens):', or call 'causaltrace.label(tokens)' before it."
 )
 
-ScriptArgument = Annotated[
-    str, typer.Argument(help="Script file, or with -m the name of a module.", metavar="SCRIPT")
-]
-Arguments = Annotated[list[str] | None, typer.Argument(help="Arguments of the script.", metavar="ARGS")]
-ModuleOption = Annotated[bool, typer.Option("-m", help="SCRIPT is the name of a module.")]
-JsonOption = Annotated[
-    Path | None, typer.Option("--json", help="Also write the report here, as JSON.", dir_okay=False)
-]
 
-
-def run_watched(script: Script, json: Path | None, show: Callable[[Report], None]) -> typer.Exit:
+def run_watched(script: Script, outputs: Outputs, show: Callable[[Report], None]) -> typer.Exit:
     """Run the script, ``show`` the report of each of its watches; the verdict as an exit."""
-    with Watching() as watching:
+    run = _described(script)
+    with Progress() as progress, Watching(progress) as watching:
         error = script.run()
         watching.close(error)
     reports = watching.reports
-    for i, report in enumerate(reports, 1):
-        typer.echo()
-        if len(reports) > 1:
-            typer.echo(f"watch {i} of {len(reports)}")
-        show(report)
+    for report in reports:
+        report.run = replace(run, time=report.run.time or run.time)
+    show_all(reports, show)
     failed = error is not None and not _is_verdict(error, reports)
     if error is not None and failed:
         typer.echo(format_error(error), err=True, nl=False)
     elif not reports:
         typer.echo(NOTHING_WATCHED, err=True)
-    if json is not None and reports:
-        failed |= not _write(json, reports)
+    if reports:
+        failed |= not outputs.write(reports)
     return typer.Exit(exit_code(reports, failed))
+
+
+def _described(script: Script) -> Run:
+    """What is about to run, at the revision at which it starts."""
+    name = ["-m", script.target] if script.module else [script.target]
+    folder = Path.cwd() if script.module else Path(script.target).resolve().parent
+    return made_now(shlex.join([*name, *script.args]), folder)
 
 
 def _is_verdict(error: BaseException, reports: Sequence[Report]) -> bool:
     """Did the script end because it raised its own report (``trace.raise_if_violation()``)?"""
     return isinstance(error, ViolationError) and any(r.status == "violation" for r in reports)
-
-
-def _write(path: Path, reports: Sequence[Report]) -> bool:
-    try:
-        path.write_text(reports_to_json(reports) + "\n", encoding="utf-8")
-    except OSError as error:
-        typer.echo(f"causaltrace: cannot write {path}: {error.strerror}", err=True)
-        return False
-    return True

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 
 import causaltrace
+from causaltrace.cli.progress import Progress
 from causaltrace.report.model import Report
-from causaltrace.watch import current, finished
+from causaltrace.watcher import current, finished
 
 _INFERENCE_MODE = (
     "this first causaltrace.label(...) is inside torch.inference_mode(); call it before, so that the watch "
@@ -24,7 +25,8 @@ class Watching:
     up without a report: outside its own watch, the script's ``label`` calls mean nothing.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
         self._ours: Any = None
         self._public = (causaltrace.watch, causaltrace.label)
         self._before = len(finished)
@@ -51,14 +53,20 @@ class Watching:
         if self._ours is not None:
             self.close(None)
             finished.pop()
-        return self._public[0](*args, **options)
+        return self._opened(*args, **options)
+
+    def _opened(self, *args: Any, **options: Any) -> Any:
+        watch = self._public[0](*args, **options)
+        if self._progress.shown:
+            watch.follow(self._progress)
+        return watch
 
     def _label(self, *args: Any, **options: Any) -> Any:
         if current() is None:
             # On its way out, inference_mode would switch off a dispatch mode that was opened inside it.
             if torch.is_inference_mode_enabled():
                 raise RuntimeError(_INFERENCE_MODE)
-            ours = self._public[0]()
+            ours = self._opened()
             ours.__enter__()
             self._ours = ours
         return self._public[1](*args, **options)

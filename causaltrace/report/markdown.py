@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from causaltrace.report import summary
-from causaltrace.report.model import KINDS, Report
+from causaltrace.report.escape import block, code, plain
+from causaltrace.report.model import KINDS, Report, Run
 
 _STEPS = 6
 _VERDICT = {"pass": "PASS", "fail": "FAIL", "not covered": "NOT COVERED"}
@@ -16,23 +17,41 @@ def to_markdown(report: Report) -> str:
     groups = summary.group(report.violations)
     lines = [
         f"**causaltrace: {report.status}.** {summary.headline(report)}",
+        *_about(report.run),
         "",
         "| condition | verdict | why |",
         "|---|---|---|",
         *(
-            f"| {c} {name} | {_VERDICT.get(verdict, verdict)} | {_cell(why)} |"
+            f"| {c} {name} | {_VERDICT.get(verdict, plain(verdict))} | {plain(why)} |"
             for c, name, verdict, why in summary.conditions(report, groups)
         ),
         "",
-        "; ".join(f"{order} order: **{status}**" for order, status in report.orders.items()),
+        "; ".join(f"{plain(order)} order: **{plain(status)}**" for order, status in report.orders.items()),
         *_worst(groups),
         *_blocking(report),
         "",
         f"Limits: {summary.SCOPE}",
     ]
     if report.error is not None:
-        lines.append(f"The watched block raised `{_one_line(report.error)}`; this report is partial.")
+        lines.append(f"The watched block raised {code(report.error)}; this report is partial.")
     return "\n".join(lines) + "\n"
+
+
+def reports_to_markdown(reports: Sequence[Report]) -> str:
+    """The comment for one watch or several."""
+    if len(reports) == 1:
+        return to_markdown(reports[0])
+    return "\n".join(f"### Watch {i} of {len(reports)}\n\n{to_markdown(r)}" for i, r in enumerate(reports, 1))
+
+
+def _about(run: Run) -> Iterator[str]:
+    facts = [f"revision {code(run.revision)}"] if run.revision else []
+    facts += [code(run.command)] if run.command else []
+    facts += [plain(f"{name} {version}") for name, version in run.versions]
+    facts += [plain(run.time)] if run.time else []
+    if facts:
+        yield ""
+        yield ", ".join(facts)
 
 
 def _worst(groups: Sequence[summary.Group]) -> Iterator[str]:
@@ -42,20 +61,18 @@ def _worst(groups: Sequence[summary.Group]) -> Iterator[str]:
     finding = groups[0].witness
     yield ""
     yield (
-        f"**{worst.kind}** {KINDS.get(worst.kind, '')}: "
+        f"**{plain(worst.kind)}** {KINDS.get(worst.kind, '')}: "
         f"{summary.plural(len(worst.targets), 'scored position')} ({summary.ranges(worst.targets)}), "
-        f"scored at `{summary.place(worst.site)}`."
+        f"scored at {code(summary.place(worst.site))}."
     )
-    yield f"Witness: {summary.witness(finding)}."
+    yield f"Witness: {plain(summary.witness(finding))}."
     if finding.path:
-        yield "```"
         head, left_out, tail = summary.abridge(summary.fold(finding.path), _STEPS)
-        yield from (_step(step) for step in head)
+        steps = [_step(step) for step in head]
         if left_out:
-            yield f"... {summary.plural(left_out, 'step')} left out"
-        yield from (_step(step) for step in tail)
-        yield "```"
-    others = [f"{g.kind} at `{summary.place(g.site)}` ({len(g.targets):,})" for g in groups[1:4]]
+            steps.append(f"... {summary.plural(left_out, 'step')} left out")
+        yield from block([*steps, *(_step(step) for step in tail)])
+    others = [f"{plain(g.kind)} at {code(summary.place(g.site))} ({len(g.targets):,})" for g in groups[1:4]]
     if others:
         more = f" and {len(groups) - 4:,} more sites" if len(groups) > 4 else ""
         yield f"Also: {', '.join(others)}{more}."
@@ -64,8 +81,7 @@ def _worst(groups: Sequence[summary.Group]) -> Iterator[str]:
 def _step(step: summary.Step) -> str:
     where = summary.place(step.site) + (f" in {step.site.function}" if step.site.function else "")
     line = f"{where}  [{step.site.phase}: {summary.arrows(step.ops, 3)}]"
-    source = step.site.source.replace("```", "'''")
-    return f"{line}  {source}" if source else line
+    return f"{line}  {step.site.source}" if step.site.source else line
 
 
 def _blocking(report: Report) -> Iterator[str]:
@@ -74,17 +90,9 @@ def _blocking(report: Report) -> Iterator[str]:
         return
     yield ""
     for notice in blocking[:4]:
-        where = f" at `{summary.place(notice.site)}`" if notice.site else ""
+        where = f" at {code(summary.place(notice.site))}" if notice.site else ""
         times = f" ({notice.count:,} times)" if notice.count > 1 else ""
-        remedy = f" Remedy: {_one_line(notice.remedy)}" if notice.remedy else ""
-        yield f"- Not proved: {_one_line(notice.message)}{where}{times}.{remedy}"
+        remedy = f" Remedy: {plain(notice.remedy)}" if notice.remedy else ""
+        yield f"- Not proved: {plain(notice.message)}{where}{times}.{remedy}"
     if len(blocking) > 4:
         yield f"- and {len(blocking) - 4:,} more"
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
-
-
-def _cell(text: str) -> str:
-    return _one_line(text).replace("|", "\\|")

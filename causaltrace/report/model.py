@@ -21,6 +21,10 @@ KINDS: dict[str, str] = {
     "CT006": "position scored twice",
     "CT090": "opaque operation",
     "CT091": "value left torch",
+    "CT092": "possible flow through opaque operations or values that left torch",
+    "CT093": "no score was found",
+    "CT094": "the watched program stopped early",
+    "CT095": "note on what was watched",
     "CT096": "rule of the user's",
 }
 
@@ -207,6 +211,15 @@ class Report:
         from causaltrace.report.html import to_html
 
         text = to_html([self])
+        if path is not None:
+            Path(path).write_text(text, encoding="utf-8")
+        return text
+
+    def to_sarif(self, path: str | Path | None = None) -> str:
+        """SARIF 2.1.0 for code scanning; also written to ``path``, if one is given."""
+        from causaltrace.report.sarif import to_sarif
+
+        text = to_sarif([self])
         if path is not None:
             Path(path).write_text(text, encoding="utf-8")
         return text

@@ -45,7 +45,10 @@ def _table(report: Report) -> RenderableType:
     for use in report.ops:
         style, detail = _HANDLED.get(use.handled, ("", ""))
         table.add_row(
-            f"{use.calls:,}", summary.short_op(use.op), Text(use.handled, style=style), use.detail or detail
+            f"{use.calls:,}",
+            Text(summary.short_op(use.op)),
+            Text(use.handled, style=style),
+            Text(use.detail or detail),
         )
     return table
 

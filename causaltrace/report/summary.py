@@ -9,8 +9,9 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
-from causaltrace.report.model import CONDITIONS, Finding, Hop, Notice, Report
+from causaltrace.report.model import CONDITIONS, Finding, Hop, Notice, Report, Run
 from causaltrace.site import Site
 
 #: Which conditions a finding of each kind breaks.
@@ -32,6 +33,8 @@ ORDERS: dict[str, str] = {
 SCOPE = "The verdict is about this run: this program path, these weights, these tokens, eager execution."
 
 _UNNAMED_STREAM = "labels"
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -70,20 +73,30 @@ def group(findings: Iterable[Finding]) -> list[Group]:
         if found is None:
             found = groups[key] = Group(*key)
         found.add(finding)
-    return sorted(groups.values(), key=lambda g: (-len(g.orders), -g.count, g.kind, str(g.site)))
+    return worst_first(groups.values())
+
+
+def worst_first(groups: Iterable[Group]) -> list[Group]:
+    return sorted(groups, key=lambda g: (-len(g.orders), -g.count, g.kind, str(g.site)))
+
+
+def runs(positions: Iterable[int]) -> list[tuple[int, int]]:
+    """``{1, 2, 3, 7}`` as ``[(1, 3), (7, 7)]``."""
+    found: list[tuple[int, int]] = []
+    for p in sorted(positions):
+        if found and p <= found[-1][1] + 1:
+            found[-1] = (found[-1][0], p)
+        else:
+            found.append((p, p))
+    return found
 
 
 def ranges(positions: Iterable[int], limit: int = 4) -> str:
-    """``{1, 2, 3, 7}`` as ``"1-3, 7"``; after ``limit`` runs only the number of those left is given."""
-    runs: list[tuple[int, int]] = []
-    for p in sorted(positions):
-        if runs and p <= runs[-1][1] + 1:
-            runs[-1] = (runs[-1][0], p)
-        else:
-            runs.append((p, p))
-    shown = [str(a) if a == b else f"{a}-{b}" for a, b in runs[:limit]]
-    if len(runs) > limit:
-        shown.append(f"... up to {runs[-1][1]}")
+    """``{1, 2, 3, 7}`` as ``"1-3, 7"``; after ``limit`` runs only the last position is given."""
+    found = runs(positions)
+    shown = [str(a) if a == b else f"{a}-{b}" for a, b in found[:limit]]
+    if len(found) > limit:
+        shown.append(f"... up to {found[-1][1]}")
     return ", ".join(shown)
 
 
@@ -135,6 +148,13 @@ def headline(report: Report) -> str:
     if report.status == "unverified" and blocking:
         text += f"; {plural(blocking, 'thing stands', 'things stand')} in the way of a proof"
     return text + "."
+
+
+def about(run: Run) -> str:
+    """What was run, as far as it is known, on one line."""
+    revision = f"revision {run.revision}" if run.revision else ""
+    versions = (f"{name} {version}" for name, version in run.versions)
+    return ", ".join(filter(None, (run.command, revision, *versions, run.time)))
 
 
 def notices(report: Report) -> list[Notice]:
@@ -208,7 +228,7 @@ def fold(path: Iterable[Hop]) -> list[Step]:
     ]
 
 
-def abridge(steps: Sequence[Step], limit: int) -> tuple[Sequence[Step], int, Sequence[Step]]:
+def abridge(steps: Sequence[T], limit: int) -> tuple[Sequence[T], int, Sequence[T]]:
     """First steps, how many are left out, last steps: at most ``limit`` steps in all."""
     if len(steps) <= limit:
         return steps, 0, ()

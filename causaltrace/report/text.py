@@ -76,6 +76,8 @@ def _headline(report: Report) -> Iterator[RenderableType]:
     title.append(report.status.upper(), style=STYLE[report.status])
     yield title
     yield Text(summary.headline(report))
+    if report.run.command:
+        yield Text(summary.about(report.run), style="dim")
     if report.error is not None:
         yield Text.assemble(("Partial: ", "bold red"), f"the watched block raised {report.error}")
 
@@ -101,7 +103,7 @@ def _orders(report: Report) -> RenderableType:
         table.add_column(no_wrap=column < 2)
     for order, status in report.orders.items():
         table.add_row(
-            f"{order} order",
+            Text(f"{order} order"),
             Text(status, style=STYLE.get(status, "")),
             Text(summary.ORDERS.get(order, ""), style="dim"),
         )

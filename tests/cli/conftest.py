@@ -31,6 +31,9 @@ class Watch:
             self.report.error = f"{kind.__name__}: {error}"
         watching.finished.append(self.report)
 
+    def follow(self, tell) -> None:
+        self.tell = tell
+
     def raise_if_violation(self) -> None:
         if self.report.status == "violation":
             raise causaltrace.ViolationError("violation")

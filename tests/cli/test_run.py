@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from causaltrace.cli import app
+from causaltrace.report import recording
 
 pytestmark = pytest.mark.usefixtures("engine")
 
@@ -162,6 +163,33 @@ def test_json_file_that_cannot_be_written(script, tmp_path):
     assert result.exit_code == 2
     assert "cannot write" in result.stderr
     assert "causaltrace: CLEAN" in result.stdout
+
+
+def test_recording_is_read_by_report(script, tmp_path):
+    out = tmp_path / "eval.ctrace"
+    path = script("with causaltrace.watch('violation'): pass")
+    assert run("-o", str(out), path, "--steps", "a b").exit_code == 1
+    (report,) = recording.read(out)
+    assert report.status == "violation"
+    assert report.run.command == f"{path} --steps 'a b'"
+    shown = run(path, "--steps", "a b").stdout
+    assert "'a b'" in shown and "torch " in shown
+    assert report.run.time and dict(report.run.versions)["torch"]
+
+
+def test_outputs(script, tmp_path):
+    result = run(
+        "--sarif", str(tmp_path / "s"), "--junit", str(tmp_path / "j"), "--markdown", str(tmp_path / "m"),
+        "--github", script("with causaltrace.watch('violation'): pass"),
+    )  # fmt: skip
+    assert result.exit_code == 1
+    assert all((tmp_path / name).stat().st_size for name in "sjm")
+    assert "::error file=tests/report/samples.py,line=10," in result.stdout
+
+
+def test_nothing_is_written_of_nothing(script, tmp_path):
+    assert run("-o", str(tmp_path / "x.ctrace"), script("pass")).exit_code == 2
+    assert not (tmp_path / "x.ctrace").exists()
 
 
 def test_no_script_is_a_usage_error():

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import pytest
+from markdown_it import MarkdownIt
 
-from causaltrace.report.markdown import to_markdown
-from causaltrace.report.model import Finding, Hop, Notice
-from tests.report import samples
+from causaltrace.report.markdown import reports_to_markdown, to_markdown
+from causaltrace.report.model import Finding, Hop, Notice, Run
+from tests.report import mutated, samples
 
 
 @pytest.mark.parametrize("make", [samples.clean, samples.violation, samples.unverified])
@@ -36,6 +37,7 @@ def test_unverified_lists_what_blocks():
 
 def test_the_longest_report_still_fits():
     report = samples.violation()
+    report.run = Run("eval.py", "0123456789ab+", "2026-01-02T03:04:05Z", (("torch", "2.13.0"),))
     report.error = "RuntimeError: stopped\nhere"
     report.opaque = [
         Notice("CT090", f"op | {i}\nhas no rule", "add one", samples.SCORE, 9, 1, True) for i in range(50)
@@ -48,3 +50,42 @@ def test_the_longest_report_still_fits():
     assert len(lines) <= 40
     assert "and 46 more" in lines[-4]
     assert lines[-1].startswith("The watched block raised `RuntimeError: stopped here`")
+
+
+def test_says_what_was_run():
+    report = samples.clean()
+    report.run = Run("eval.py --x", "0123456789ab+", "2026-01-02T03:04:05Z", (("torch", "2.13.0"),))
+    assert to_markdown(report).splitlines()[2] == (
+        "revision `0123456789ab+`, `eval.py --x`, torch 2.13.0, 2026-01-02T03:04:05Z"
+    )
+
+
+def test_slot_fits_a_comment(example_reports):
+    text = to_markdown(example_reports["context-only SLOT, batch 5"])
+    lines = text.splitlines()
+    assert len(lines) <= 40
+    assert "| C3 score before update | FAIL | CT003 at " in text
+    assert "Witness: label x_" in text
+    assert any(line.endswith("optimizer.step()") for line in lines)
+
+
+def test_several_watches_are_told_apart():
+    text = reports_to_markdown([samples.clean(), samples.violation()])
+    assert [line for line in text.splitlines() if line.startswith("#")] == [
+        "### Watch 1 of 2",
+        "### Watch 2 of 2",
+    ]
+
+
+@pytest.mark.parametrize("text", mutated.TEXTS, ids=ascii)
+def test_hostile_text_changes_nothing_of_the_page(text):
+    page = MarkdownIt("commonmark", {"html": True}).enable("table")
+    source = to_markdown(mutated.everywhere(text))
+    assert len(source.splitlines()) <= 40
+    tokens = page.parse(source)
+    kinds = [t.type for t in tokens]
+    assert kinds.count("fence") == 1 and kinds.count("table_open") == 1 and kinds.count("td_open") == 12
+    inline = {c.type for t in tokens for c in t.children or ()}
+    assert not (set(kinds) | inline) & {"html_block", "html_inline", "link_open", "image", "heading_open"}
+    outside = "".join(c.content for t in tokens for c in t.children or () if c.type == "text")
+    assert "@all" not in outside

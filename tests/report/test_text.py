@@ -6,7 +6,7 @@ import time
 import pytest
 from rich.console import Console
 
-from causaltrace.report.model import Finding, Hop, Notice, Report
+from causaltrace.report.model import Finding, Hop, Notice, Report, Run
 from causaltrace.report.text import path_text, render, to_text
 from tests.report import samples
 
@@ -138,3 +138,12 @@ def test_report_prints_itself_through_rich_and_str():
     lines = [line.rstrip() for line in buffer.getvalue().splitlines()]
     assert lines == [line.rstrip() for line in shown.getvalue().splitlines()]
     assert str(report) == report.to_text() == to_text(report)
+
+
+def test_a_run_of_the_command_line_is_named():
+    report = samples.clean()
+    assert "revision" not in to_text(report)
+    report.run = Run("eval.py --x", "0123456789ab+", "2026-01-02T03:04:05Z", (("torch", "2.13.0"),))
+    assert to_text(report).splitlines()[2] == (
+        "eval.py --x, revision 0123456789ab+, torch 2.13.0, 2026-01-02T03:04:05Z"
+    )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -19,7 +19,8 @@ from causaltrace.lattice.exact import Exact
 from causaltrace.lattice.horizon import Horizon
 from causaltrace.ops import uses
 from causaltrace.policy import Judge
-from causaltrace.report.model import Finding, Notice, Report
+from causaltrace.report.about import made_now
+from causaltrace.report.model import Finding, Notice, Report, Run
 from causaltrace.shadow import Shadow
 from causaltrace.site import Site
 from causaltrace.step import Recorder
@@ -44,6 +45,15 @@ def _exact(given: list[tuple[str, Tensor]]) -> Exact:
             "or watch a part of the stream"
         )
     return Exact(range(total))
+
+
+class Standing(NamedTuple):
+    """How far a watch has come: positions scored and labels; findings and opaque operations so far."""
+
+    scored: int
+    labels: int
+    findings: int
+    opaque: int
 
 
 class ViolationError(AssertionError):
@@ -103,6 +113,7 @@ class Watch:
         self._tracer.finder = self._finder
         self._stack = contextlib.ExitStack()
         self._report: Report | None = None
+        self._run = Run()
 
     # -- labels ---------------------------------------------------------------------------------------
 
@@ -226,6 +237,7 @@ class Watch:
             if self._report is not None:
                 raise RuntimeError("this watch is over; make a new one")
             _current = self
+        self._run = made_now()
         try:
             if hasattr(torch.compiler, "set_stance"):
                 self._stack.enter_context(torch.compiler.set_stance("force_eager"))
@@ -248,6 +260,17 @@ class Watch:
         self._report = self._made(None if error is None else f"{type(error).__name__}: {error}")
         finished.append(self._report)
 
+    # -- while it runs --------------------------------------------------------------------------------
+
+    def follow(self, tell: Callable[[Watch], None]) -> None:
+        """Call ``tell`` with this watch after every score event; it must be quick and leave torch alone."""
+        self._judge.told = lambda: tell(self)
+
+    @property
+    def standing(self) -> Standing:
+        scored = sum(positions.numel() for positions in self._tracer.ledger.order)
+        return Standing(scored, self.streams.size, len(self._judge.findings), len(self._judge.opaque_ops))
+
     # -- results --------------------------------------------------------------------------------------
 
     @property
@@ -257,6 +280,7 @@ class Watch:
 
     def _made(self, error: str | None) -> Report:
         report = self._judge.report(error)
+        report.run = self._run
         report.ops = uses(self._tracer.ops)
         for use in report.ops:
             if use.handled == "registered":

@@ -1,0 +1,53 @@
+"""What each kind of finding or notice means and what to do about it, as Markdown."""
+
+from __future__ import annotations
+
+HELP: dict[str, str] = {
+    "CT001": (
+        "The distribution of a position depends on a label that comes later, so it is not a prediction "
+        "(C1). Follow the path from the label to the score and cut it at the step that should not see the "
+        "label: often a mask that lets later positions in, a shift by one too many, or statistics over "
+        "the whole window."
+    ),
+    "CT002": (
+        "The distribution of a position depends on its own label, so the score is not that of a "
+        "prediction (C1). Usually inputs and targets are not shifted against each other, or a mask "
+        "includes the diagonal."
+    ),
+    "CT003": (
+        "State (weights, deltas, caches) was fitted on a label before that label was scored, and the "
+        "score then read it (C1, C3). Score a position before anything is updated on its label, and do "
+        "not share adapted state between windows or documents of one batch."
+    ),
+    "CT004": (
+        "Something between the distribution and the score depends on the label, beyond reading the "
+        "distribution at it (C2): temperatures, mixtures or clips that are chosen by the label. Fix the "
+        "distribution first."
+    ),
+    "CT006": (
+        "A position was scored from two different distributions (C4). Keep one score for each position, "
+        "and do not choose between runs after the fact."
+    ),
+    "CT090": (
+        "An operation without a rule: all of its inputs count as having reached all of its outputs, so "
+        "nothing is proved about what comes after. Register a rule with `causaltrace.register_rule`."
+    ),
+    "CT091": (
+        "A value that depends on labels was read by Python (`.item()`, `.numpy()`, `.tolist()`). It is "
+        "noticed, not followed. Score the positions before it leaves, or keep the value in torch."
+    ),
+    "CT092": (
+        "Scores may depend on labels that they must not depend on, through opaque operations or values "
+        "that left torch. Follow the remedy of each of these."
+    ),
+    "CT093": (
+        "The labels met no loss inside the watch, so nothing was judged. Slice inputs and targets from "
+        "the watched tokens inside the block, or call `causaltrace.score`."
+    ),
+    "CT094": "The watched program raised an exception: the report covers what ran before it.",
+    "CT095": "Something about the watch that a reader should know.",
+    "CT096": (
+        "The verdict rests on a rule that a user registered. Check the rule with "
+        "`causaltrace.testing.check_rule`."
+    ),
+}
