@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from causaltrace.boundary.finder import Finder
 from causaltrace.boundary.host import Host
-from causaltrace.lattice.cells import Cells
+from causaltrace.lattice.cells import LABELS, Cells
 from causaltrace.lattice.exact import Exact
 from causaltrace.lattice.horizon import Horizon
 from causaltrace.ops import uses
@@ -44,6 +44,14 @@ def _exact(given: list[tuple[str, Tensor]]) -> Exact:
             "or watch a part of the stream"
         )
     return Exact(range(total))
+
+
+def _runs(row: Tensor) -> list[int]:
+    """``[start, stop, start, stop ...]`` of what is true in a bool tensor ``[n]``."""
+    edges = torch.zeros(row.numel() + 2, dtype=torch.int8)
+    edges[1:-1] = row
+    found: list[int] = edges.diff().nonzero()[:, 0].tolist()
+    return found
 
 
 class ViolationError(AssertionError):
@@ -92,7 +100,7 @@ class Watch:
         with torch.inference_mode(False):
             self.streams = Streams()
             self._judge = Judge(self.streams, order)
-            self._tracer = Tracer(cast(Recorder, self._judge), strict, device, lattice)
+            self._tracer = Tracer(cast(Recorder, self._judge), strict, device, lattice, self._judge.record)
             self._judge.ledger = self._tracer.ledger
             for name, tensor in given:
                 self._add(name, tensor)
@@ -122,7 +130,7 @@ class Watch:
     def _place(self, tensor: Tensor, positions: Tensor) -> None:
         """The elements of ``tensor`` are the labels at ``positions``; negative ids (-100) are none."""
         positions = torch.where(tensor >= 0, positions, -1)
-        self._tracer.memory.write(tensor, Shadow(label=Cells(positions.unsqueeze(-1))))
+        self._tracer.memory.write(tensor, Shadow(label=Cells(positions.unsqueeze(-1), node=LABELS)))
 
     def _documents(self, starts: Tensor) -> None:
         size = self.streams.size
@@ -188,10 +196,7 @@ class Watch:
                     "nll was not read out at labels in this watch; pass targets= sliced from the tokens"
                 )
             if not self._judge.explicit:
-                self._judge.explicit = True
-                self._judge.findings.clear()
-                self._judge.unproved = dict.fromkeys(self._judge.unproved, 0)
-                ledger.forget_scores()
+                self._judge.forget_scores()
             support, possible = shadow.support, shadow.possible
             if distribution is not None:
                 row = memory.read(distribution)
@@ -257,6 +262,8 @@ class Watch:
 
     def _made(self, error: str | None) -> Report:
         report = self._judge.report(error)
+        if isinstance(self._tracer.algebra.lattice, Exact):
+            report.reach = [_runs(row) for row in self.matrix()]
         report.ops = uses(self._tracer.ops)
         for use in report.ops:
             if use.handled == "registered":

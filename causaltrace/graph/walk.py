@@ -8,11 +8,12 @@ supports: what comes out is the number of an element that carries the label and 
 from __future__ import annotations
 
 from collections import deque
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from causaltrace.lattice.cells import Cells
+from causaltrace.lattice.cells import Cells, Origin
 from causaltrace.report.model import Hop
 from causaltrace.site import Site
 
@@ -20,6 +21,7 @@ from causaltrace.site import Site
 SEARCH_LIMIT = 5_000
 
 Index = tuple[int, ...]
+Step = tuple[Cells, Index]
 
 
 def clip(index: Index, dims: tuple[int, ...]) -> Index:
@@ -62,16 +64,23 @@ def _carriers(cells: Cells, index: Index, position: int) -> list[tuple[Cells, In
     return out
 
 
-def path(cells: Cells, index: Index, position: int, score: Site) -> tuple[Hop, ...]:
+class Walk(NamedTuple):
+    """Sites from the reading of a label to a score. ``whole``: it begins where the label was read, and not
+    where the history was too long to keep."""
+
+    hops: tuple[Hop, ...]
+    whole: bool
+
+
+def walk(cells: Cells, index: Index, position: int, score: Site, limit: int = SEARCH_LIMIT) -> Walk:
     """Shortest chain of sites from the reading of label ``position`` to the element ``index`` of ``cells``,
-    then the score. Shorter than the truth only where the history was too long to keep."""
+    then the score. At most ``limit`` elements are looked at."""
     start = (cells, clip(index, cells.dims))
-    before: dict[tuple[int, Index], tuple[Cells, Index] | None] = {(id(cells), start[1]): None}
+    before: dict[tuple[int, Index], Step | None] = {(id(cells), start[1]): None}
     queue = deque([start])
     end = start
-    while queue and len(before) < SEARCH_LIMIT:
-        here, at = queue.popleft()
-        end = (here, at)
+    while queue and len(before) < limit:
+        here, at = end = queue.popleft()
         if here.data.shape[-1] == 1:
             break
         if here.origin is None:
@@ -82,19 +91,19 @@ def path(cells: Cells, index: Index, position: int, score: Site) -> tuple[Hop, .
                 before[key] = (here, at)
                 queue.append((parent, where))
     hops: list[Hop] = []
-    step: tuple[Cells, Index] | None = end
+    step: Step | None = end
     while step is not None:
         here, at = step
-        if here.origin is not None and here.origin.site is not None and here.data.shape[-1] > 1:
-            hop = Hop(here.origin.site, f"[{', '.join(map(str, at))}]")
+        if here.origin is not None and here.origin.site is not None:
+            hop = Hop(here.origin.site, _detail(here.origin, at))
             if not hops or hops[-1].site != hop.site:
                 hops.append(hop)
         step = before[(id(here), at)]
-    if hops and (hops[-1].site.file, hops[-1].site.line, hops[-1].site.op) == (
-        score.file,
-        score.line,
-        score.op,
-    ):
-        hops.pop()
     hops.append(Hop(score, f"[{', '.join(map(str, index))}]"))
-    return tuple(hops)
+    return Walk(tuple(hops), end[0].data.shape[-1] == 1)
+
+
+def _detail(origin: Origin, at: Index) -> str:
+    """The element that carried the label, and which optimizer step it was."""
+    element = f"[{', '.join(map(str, at))}]"
+    return f"{element} step {origin.step}" if origin.site and origin.site.phase == "update" else element
