@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,7 +26,8 @@ from causaltrace.step import REMEDY
 from causaltrace.stream import Streams
 
 ORDERS = ("stream", "scored")
-#: Elements looked at for the path of a score that is legal.
+#: Score events of one site of which a legal score's path is kept, and the elements looked at for it.
+EXEMPLIFIED = (1, 4, 16, 64, 256)
 LEGAL_SEARCH = 200
 #: Optimizer steps whose labels may wait to be read.
 UNREAD_UPDATES = 256
@@ -67,17 +69,17 @@ class Judge:
             self.score(event)
 
     def score(self, event: Score) -> None:
-        position, latest, first = self.ledger.commit(event)
+        position, latest, first = self.ledger.commit(event).numpy()
         before = len(self.findings)
         self._judge(event)
-        if not position.numel():  # these readouts have been scored already
+        if not position.size:  # these readouts have been scored already
             return
         lag = (position - latest)[latest >= 0]
-        if lag.numel():
+        if lag.size:
             span = (int(lag.min()), int(lag.max()))
-            self.record.scored(event.site, (event.cells, event.late), lag.numel(), span)
+            self.record.scored(event.site, (event.cells, event.late), lag.size, span)
         self._catch_up()
-        self._scored += int(torch.unique(position[first.bool()]).numel())
+        self._scored += len(np.unique(position[first > 0]))
         self.timeline.add(
             Moment(
                 "score",
@@ -90,7 +92,7 @@ class Judge:
             )
         )
         self._events[event.site] += 1
-        if self._events[event.site].bit_count() == 1:  # the first, second, fourth, eighth ... event
+        if self._events[event.site] in EXEMPLIFIED:
             self._exemplify(event)
 
     def _exemplify(self, event: Score) -> None:

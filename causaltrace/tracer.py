@@ -161,14 +161,15 @@ class Tracer(TorchDispatchMode):
             if (current_node() is not None) != self.backward:  # a new pass begins
                 self.backward = not self.backward
                 self.algebra.forget()
-            seen = self.memory.seen
+            seen, state = self.memory.seen, False
             shadows: dict[int, Shadow] = {}
             for t, entry in touched:
                 shadow = seen(entry, t)
                 if shadow is not None:
-                    if shadow[0] is not None and shadow[0].written and not self.updating:
-                        shadow = shadow._replace(support=self.algebra.stamp(shadow[0]))
                     shadows[id(t)] = shadow
+                    state = state or shadow[0] is not None and shadow[0].written
+            if state and not (self.updating or self.backward):
+                self._read_again(shadows)
             if op.shares and not self.backward and (op.joins or len(touched) == len(inputs)):
                 cells = self._shared(op, inputs, args, kwargs, shadows)
                 if cells is not None:
@@ -220,9 +221,18 @@ class Tracer(TorchDispatchMode):
                 return None
         return cells
 
+    def _read_again(self, shadows: dict[int, Shadow]) -> None:
+        """State that an optimizer wrote is read: a step of the path, where it brings a label that the other
+        operands do not have."""
+        algebra = self.algebra
+        others = [s[0] for s in shadows.values() if s[0] is not None and not s[0].written]
+        for key, shadow in shadows.items():
+            cells = shadow[0]
+            if cells is not None and cells.written and not any(algebra.within(cells, o) for o in others):
+                shadows[key] = shadow._replace(support=algebra.stamp(cells))
+
     def _stamped(self, cells: Cells) -> Cells:
-        """An update is a step of the path even where it changes no support, and so is the first reading of
-        what it has written (``written``)."""
+        """An update is a step of the path even where it changes no support."""
         if not self.updating:
             return cells
         stamped = self.algebra.stamp(cells)
