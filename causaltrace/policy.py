@@ -27,7 +27,7 @@ from causaltrace.stream import Streams
 
 ORDERS = ("stream", "scored")
 #: Score events of one site of which a legal score's path is kept, and the elements looked at for it.
-EXEMPLIFIED = (1, 4, 16, 64, 256)
+EXEMPLIFIED = (2, 16, 128)
 LEGAL_SEARCH = 200
 #: Optimizer steps whose labels may wait to be read.
 UNREAD_UPDATES = 256

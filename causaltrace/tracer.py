@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from causaltrace._compat import current_node, decompose, is_fake, storage_of
 from causaltrace.graph.record import Record
+from causaltrace.graph.walk import keep_route
 from causaltrace.higher import FORMS, leaves
 from causaltrace.lattice.base import Lattice
 from causaltrace.lattice.cells import Algebra, Cells
@@ -52,7 +53,7 @@ class Tracer(TorchDispatchMode):
         record: Record | None = None,
     ) -> None:
         super().__init__()
-        self.algebra = Algebra(self.site, lattice or Horizon(), (record or Record()).made)
+        self.algebra = Algebra(self.site, lattice or Horizon(), (record or Record()).made, keep_route)
         self.memory = Memory(self.algebra)
         self.ledger = Ledger(self.algebra, self.memory, device)
         self.recorder, self.strict = recorder, strict

@@ -13,12 +13,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from causaltrace.lattice.cells import Cells, Origin
+from causaltrace.lattice.cells import Cells
 from causaltrace.report.model import Hop
 from causaltrace.site import Site
 
 #: Elements looked at before the search for a path gives up.
 SEARCH_LIMIT = 5_000
+#: Numbers in a support whose route is kept when its history is forgotten.
+ROUTE_LIMIT = 1 << 14
+#: Elements looked at for it: its parents were forgotten before, and have routes.
+ROUTE_SEARCH = 64
 
 Index = tuple[int, ...]
 Step = tuple[Cells, Index]
@@ -64,6 +68,27 @@ def _carriers(cells: Cells, index: Index, position: int) -> list[tuple[Cells, In
     return out
 
 
+class Route(NamedTuple):
+    """The way that ``label`` came, from where it was read."""
+
+    label: int
+    hops: tuple[Hop, ...]
+
+
+def keep_route(x: Cells) -> None:
+    """The history of ``x`` is about to be forgotten: keep how its latest label came, as far as that is known
+    of its parents and is on the host."""
+    data = x.data
+    if data.device.type != "cpu" or not 0 < data.numel() <= ROUTE_LIMIT:
+        return
+    at = int(data[..., 0].argmax())
+    label = int(data[..., 0].flatten()[at]) >> 1
+    if label >= 0:
+        index = torch.unravel_index(torch.tensor(at), x.dims) if x.dims else ()
+        hops, whole = _back(x, tuple(int(i) for i in index), label, ROUTE_SEARCH)
+        x.route = Route(label, hops) if whole else None
+
+
 class Walk(NamedTuple):
     """Sites from the reading of a label to a score. ``whole``: it begins where the label was read, and not
     where the history was too long to keep."""
@@ -75,35 +100,43 @@ class Walk(NamedTuple):
 def walk(cells: Cells, index: Index, position: int, score: Site, limit: int = SEARCH_LIMIT) -> Walk:
     """Shortest chain of sites from the reading of label ``position`` to the element ``index`` of ``cells``,
     then the score. At most ``limit`` elements are looked at."""
-    start = (cells, clip(index, cells.dims))
-    before: dict[tuple[int, Index], Step | None] = {(id(cells), start[1]): None}
-    queue = deque([start])
-    end = start
-    while queue and len(before) < limit:
+    hops, whole = _back(cells, clip(index, cells.dims), position, limit)
+    return Walk((*hops, Hop(score, _element(index))), whole)
+
+
+def _back(cells: Cells, index: Index, position: int, limit: int) -> Walk:
+    before: dict[tuple[int, Index], Step | None] = {(id(cells), index): None}
+    queue = deque([(cells, index)])
+    end: Step = (cells, index)
+    known: list[Hop] = []
+    whole = False
+    while queue and len(before) < limit and not whole:
         here, at = end = queue.popleft()
         if here.data.shape[-1] == 1:
-            break
-        if here.origin is None:
-            continue
-        for parent, where in _carriers(here, at, position):
-            key = (id(parent), where)
-            if key not in before:
-                before[key] = (here, at)
-                queue.append((parent, where))
-    hops: list[Hop] = []
+            whole = True
+        elif here.origin is not None:
+            for parent, where in _carriers(here, at, position):
+                key = (id(parent), where)
+                if key not in before:
+                    before[key] = (here, at)
+                    queue.append((parent, where))
+        elif isinstance(here.route, Route) and here.route.label == position:
+            known, whole = list(here.route.hops), True
     step: Step | None = end
     while step is not None:
         here, at = step
         if here.origin is not None and here.origin.site is not None:
-            hop = Hop(here.origin.site, _detail(here.origin, at))
-            if not hops or hops[-1].site != hop.site:
-                hops.append(hop)
+            hop = _hop(here.origin.site, here.origin.step, at)
+            if not known or known[-1].site != hop.site:
+                known.append(hop)
         step = before[(id(here), at)]
-    hops.append(Hop(score, f"[{', '.join(map(str, index))}]"))
-    return Walk(tuple(hops), end[0].data.shape[-1] == 1)
+    return Walk(tuple(known), whole)
 
 
-def _detail(origin: Origin, at: Index) -> str:
-    """The element that carried the label, and which optimizer step it was."""
-    element = f"[{', '.join(map(str, at))}]"
-    return f"{element} step {origin.step}" if origin.site and origin.site.phase == "update" else element
+def _hop(site: Site, step: int, at: Index) -> Hop:
+    """The element that carried the label, and in an optimizer step which one it was."""
+    return Hop(site, _element(at) + (f" step {step}" if site.phase == "update" else ""))
+
+
+def _element(index: Index) -> str:
+    return f"[{', '.join(map(str, index))}]"

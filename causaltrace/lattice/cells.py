@@ -23,7 +23,7 @@ MEMO_ENTRIES = 256
 HISTORY_BYTES = 256 << 20
 HISTORY_ENTRIES = 20_000
 #: Forward and backward passes that a path can be followed through: flat memory, however long the eval.
-HISTORY_PASSES = 32
+HISTORY_PASSES = 96
 #: Numbers that are looked through for dims that need not be kept apart.
 COMPRESS_LIMIT = 1 << 16
 
@@ -57,6 +57,7 @@ class Cells:
         "origin",
         "passed",
         "root",
+        "route",
         "uniform",
         "written",
     )
@@ -65,6 +66,7 @@ class Cells:
         self.data = data
         self.origin = origin
         self.node = node  #: the site that made it, as the recorder numbers sites; -1: unknown
+        self.route: object = None  #: how its latest label came to it, for when ``origin`` is forgotten
         self.written = False  #: was it left in memory by an optimizer step?
         self.root: Cells | None = None  #: the value that this one repeats at another site
         self.dims: tuple[int, ...] = tuple(data.shape[:-1])
@@ -93,17 +95,19 @@ def _unrecorded(site: Site, made: Cells, parents: tuple[Cells, ...]) -> int:
 
 class Algebra:
     """Operations on ``Cells | None``, where None is bottom. ``record`` is told of every value that is made,
-    and gives the number of its site."""
+    and gives the number of its site; ``forgetting`` of every one in use whose history ends."""
 
     def __init__(
         self,
         site: Callable[[], Site],
         lattice: Lattice,
         record: Callable[[Site, Cells, tuple[Cells, ...]], int] = _unrecorded,
+        forgetting: Callable[[Cells], None] = lambda _: None,
     ) -> None:
         self.lattice = lattice
         self.site = site
         self._record = record
+        self._forgetting = forgetting
         self._memo: OrderedDict[tuple[object, ...], tuple[Cells | None, tuple[Cells, ...]]] = OrderedDict()
         self._history: deque[tuple[weakref.ref[Cells], int, int]] = deque()
         self._passes = 0
@@ -158,6 +162,7 @@ class Algebra:
             old, size, _ = history.popleft()
             self.history_bytes -= size
             if (value := old()) is not None:
+                self._forgetting(value)
                 value.origin = None
 
     def _cached(
@@ -193,8 +198,7 @@ class Algebra:
         ndim = max(len(a.dims), len(b.dims))
         if (a.root or a) is (b.root or b):
             return self.aligned(a, ndim)
-        # state that is written again with what it held: the way that this came now is the one to tell
-        if self.within(b, a) and not (a.written and self.within(a, b)):
+        if self.within(b, a):
             return self.aligned(a, ndim)
         if self.within(a, b):
             return self.aligned(b, ndim)
