@@ -20,7 +20,10 @@ class Site:
     @property
     def source(self) -> str:
         """The stripped source line, or ``""`` when the file cannot be read."""
-        return linecache.getline(self.file, self.line).strip()
+        try:
+            return linecache.getline(self.file, self.line).strip()
+        except ValueError:  # no name of a file: a stored report may say anything
+            return ""
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}"

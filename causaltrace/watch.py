@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -25,6 +26,9 @@ from causaltrace.site import Site
 from causaltrace.step import Recorder
 from causaltrace.stream import Stream, Streams, check_tokens, named
 from causaltrace.tracer import Tracer
+
+if TYPE_CHECKING:
+    from networkx import MultiDiGraph
 
 Tokens = Tensor | Sequence[Tensor] | Mapping[str, Tensor] | None
 
@@ -297,10 +301,24 @@ class Watch:
             raise ViolationError(str(self.report))
 
     def explain(self, finding: Finding) -> str:
-        """The path of a finding, printed like a traceback."""
-        from causaltrace.report.text import path_text
+        """The way of a finding's label, printed like a traceback, and the state that was shared on it."""
+        from causaltrace.graph.explain import explain
 
-        return path_text(finding)
+        return explain(finding, self.report)
+
+    @property
+    def graph(self) -> MultiDiGraph:
+        """The provenance graph so far as a ``networkx.MultiDiGraph``; see ``graph.export.to_networkx``."""
+        from causaltrace.graph.export import to_networkx
+
+        return to_networkx(self.report.graph)
+
+    def render(self, path: str | Path, expand: bool = False) -> Path:
+        """Draw the provenance graph: SVG, PNG, PDF or DOT by the suffix of ``path``. One node a source line,
+        layers of one kind in one; ``expand``: one a site. Needs graphviz's program ``dot``, but for DOT."""
+        from causaltrace.graph.render import render
+
+        return render(self.report.graph, path, expand)
 
     def note(self, message: str, remedy: str = "", blocking: bool = False) -> None:
         self._judge.notes.append(Notice("CT095", message, remedy, blocking=blocking))

@@ -123,8 +123,8 @@ class Cutting:
 @leaking
 def test_every_hop_is_a_line_that_moves_the_label(case: Case) -> None:
     """Each line of the path, changed alone as the flip changes it, moves the score; and cut alone, it stops
-    the flip. It cannot where the same step goes along other lines too: an adapted model reads its weights in
-    all of its layers, and has a residual stream beside its attention. Then its lines together must stop it."""
+    the flip. It cannot where the same step goes along other lines too: a model reads adapted weights in all
+    of its layers, and has a residual stream beside its attention. Then its lines together must stop it."""
     for finding in witnesses(case):
         run = Cutting(case, finding)
         assert not torch.equal(run.moved.row, run.base.row)
