@@ -40,6 +40,8 @@ class Reach:
     def opaque(self, op: str, cells: Cells | None, site: Site) -> None:
         self.opaque_ops.setdefault(op, site)
 
+    def updated(self, held: list[Cells], site: Site) -> None: ...
+
 
 def dependencies(fn: Callable[..., Any], *inputs: Tensor) -> list[list[Tensor]]:
     """For every output and input of ``fn`` a bool tensor ``[*out.shape, *in.shape]``: may this element of the

@@ -28,7 +28,7 @@ class Score:
 
     ``target``: packed readout number and position; ``support``, ``possible``, ``post``: their horizons at
     that moment, ``members``: the labels of the lattice's window in ``possible``. ``cells`` keeps the
-    support's history for the explanation.
+    support's history for the explanation, ``late`` that of ``post``.
     """
 
     site: Site
@@ -41,6 +41,7 @@ class Score:
     cells: Cells | None
     dims: tuple[int, ...]
     index: Tensor
+    late: Cells | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -65,7 +66,8 @@ class Ledger:
         self.version = 0
         self.watermark: Cells | None = None
         self.candidates: list[Score] = []
-        self.order: list[Tensor] = []
+        self.order: list[Tensor] = []  #: positions as they were scored, on the host
+        self.latest: list[Tensor] = []  #: the latest label that reached each of these scores, -1 if none did
         self._next_readout = 0
         self._first_marked = 0
         self._settled = True
@@ -84,8 +86,8 @@ class Ledger:
     # -- reading --------------------------------------------------------------------------------------
 
     def read(self, label: Cells) -> Cells:
-        """The support of verbatim labels, at this moment."""
-        key = ("read", self.version)
+        """The support of verbatim labels, at this moment and site: a path names the line that read them."""
+        key = ("read", self.version, self.algebra.site())
         out = label.moved.get(key)
         if out is None:
             self.settle()
@@ -173,10 +175,14 @@ class Ledger:
             support,
             tuple(dims),
             index,
+            post,
         )
 
-    def commit(self, event: Score) -> None:
-        """The event's readouts are scores from now on; ``again`` marks positions scored before."""
+    def commit(self, event: Score) -> Tensor:
+        """The event's readouts are scores from now on; ``again`` marks positions scored before.
+
+        Returns, on the host, int32 rows ``[3, n]`` of the scores that are new: position, latest label that
+        reached it (-1: none), and whether it is the first score of its position."""
         position = (event.target & POSITION_MASK).to(self.device)
         number = (event.target >> POSITION_BITS).to(self.device)
         order = torch.argsort(position, stable=True)
@@ -188,15 +194,21 @@ class Ledger:
         marks = torch.zeros_like(again)
         marks[order] = again
         event.again = marks.to(event.target.device)
-        fresh = position[self.readout[position] != number]
+        latest = event.support[:, 0] >> 1
+        if event.post is not None:
+            latest = torch.maximum(latest, event.post[:, 0] >> 1)
+        rows = torch.stack((position, latest.to(position), self.readout[position] < 0))
+        rows = rows[:, self.readout[position] != number].to(torch.int32).cpu()
         self.readout[position] = number
         self.is_scored[position] = True
         if self.matrix.shape[1]:
             members = event.members.to(self.matrix)
             self.matrix.scatter_reduce_(0, position[:, None].expand_as(members), members, "amax")
-        self.order.append(fresh.to(torch.int32).cpu())
+        self.order.append(rows[0])
+        self.latest.append(rows[1])
         self.version += 1
         self._settled = False
+        return rows
 
     # -- time -----------------------------------------------------------------------------------------
 
@@ -239,7 +251,7 @@ class Ledger:
             key = (id(cells), bound)
             if key not in done:
                 data = self.now(cells.data, bound)
-                out = cells if data is cells.data else Cells(data, cells.origin)
+                out = cells if data is cells.data else Cells(data, cells.origin, cells.node)
                 done[key] = (cells, None if bool((data < 0).all()) else out)
             return done[key][1]
 
@@ -281,7 +293,7 @@ class Ledger:
         everything = self.algebra.everything(cells)
         if everything is not None:
             data = self.now(everything.data.cpu(), bound=True)
-            mark = everything if data is everything.data else Cells(data, everything.origin)
+            mark = everything if data is everything.data else Cells(data, everything.origin, everything.node)
             if self.watermark is None:
                 self._first_marked = self._next_readout
             self.watermark = self.algebra.join(self.watermark, mark)
@@ -292,4 +304,5 @@ class Ledger:
         self.readout.fill_(-1)
         self.matrix.zero_()
         self.order.clear()
+        self.latest.clear()
         self.version += 1

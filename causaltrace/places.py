@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import sys
+import weakref
 from types import FrameType
 
 import torch
@@ -15,6 +16,9 @@ _TORCH = os.path.dirname(torch.__file__) + os.sep
 _OURS = os.path.dirname(__file__) + os.sep
 _TRANSFORMS = os.path.join("_functorch", "eager_transforms.py")
 _internal: dict[str, bool] = {}
+#: Module paths by the ids of the modules, for modules that are alive.
+_paths: dict[tuple[int, ...], tuple[tuple[weakref.ref[torch.nn.Module], ...], str]] = {}
+PATHS = 4096
 
 
 def internal(filename: str) -> bool:
@@ -65,6 +69,20 @@ def _look(modules: bool) -> tuple[FrameType | None, list[torch.nn.Module]]:
 
 def _path(modules: list[torch.nn.Module]) -> str:
     """Dotted path of the innermost module, from the outermost one."""
+    if not modules:
+        return ""
+    key = tuple(map(id, modules))
+    refs, path = _paths.get(key, ((), ""))
+    if len(refs) == len(modules) and all(r() is m for r, m in zip(refs, modules, strict=True)):
+        return path
+    if len(_paths) > PATHS:
+        _paths.clear()
+    path = _spelt(modules)
+    _paths[key] = tuple(map(weakref.ref, modules)), path
+    return path
+
+
+def _spelt(modules: list[torch.nn.Module]) -> str:
     names = [type(m).__name__ for m in modules[:1]]
     for parent, child in itertools.pairwise(modules):
         found = next((n for n, m in parent._modules.items() if m is child), None)

@@ -6,22 +6,31 @@ own score is fixed, and until then only at later positions. Both are decided for
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from causaltrace.graph.explain import path
+from causaltrace.graph.record import Record, Route, spanned
+from causaltrace.graph.timeline import Timeline
+from causaltrace.graph.walk import walk
 from causaltrace.lattice.cells import Cells
 from causaltrace.ledger import POSITION_MASK, Ledger, Pending, Score
-from causaltrace.report.model import Finding, Hop, Notice, Report
+from causaltrace.report.model import Finding, Hop, Moment, Notice, Report
 from causaltrace.shadow import Shadow
 from causaltrace.site import Site
 from causaltrace.step import REMEDY
 from causaltrace.stream import Streams
 
 ORDERS = ("stream", "scored")
+#: Score events of one site of which a legal score's path is kept, and the elements looked at for it.
+EXEMPLIFIED = (2, 16, 128)
+LEGAL_SEARCH = 200
+#: Optimizer steps whose labels may wait to be read.
+UNREAD_UPDATES = 256
 #: What Python calls the operations by which values leave torch.
 NAMES = {"_local_scalar_dense": "a scalar read (item, float, int or bool)"}
 
@@ -42,7 +51,13 @@ class Judge:
     objectives: list[Score] = field(default_factory=list)
     explicit: bool = False
     told: Callable[[], None] | None = None  #: called after every score event
-    _paths: dict[tuple[str, Site, int, int], tuple[Hop, ...]] = field(default_factory=dict)
+    record: Record = field(default_factory=Record)
+    timeline: Timeline = field(default_factory=Timeline)
+    _scored: int = 0  #: positions
+    _events: Counter[Site] = field(default_factory=Counter)
+    _legal: list[Route] = field(default_factory=list)
+    _updates: list[tuple[Site, list[Tensor]]] = field(default_factory=list)
+    _paths: dict[tuple[str, int], tuple[Hop, ...]] = field(default_factory=dict)
 
     # -- told by the tracer ---------------------------------------------------------------------------
 
@@ -55,10 +70,72 @@ class Judge:
             self.score(event)
 
     def score(self, event: Score) -> None:
-        self.ledger.commit(event)
+        position, latest, first = self.ledger.commit(event).numpy()
+        before = len(self.findings)
         self._judge(event)
         if self.told is not None:
             self.told()
+        if not position.size:  # these readouts have been scored already
+            return
+        lag = (position - latest)[latest >= 0]
+        if lag.size:
+            span = (int(lag.min()), int(lag.max()))
+            self.record.scored(event.site, (event.cells, event.late), lag.size, span)
+        self._catch_up()
+        self._scored += len(np.unique(position[first > 0]))
+        self.timeline.add(
+            Moment(
+                "score",
+                event.site,
+                first=int(position.min()),
+                last=int(position.max()),
+                label=int(latest.max()),
+                scored=self._scored,
+                findings=len(self.findings) - before,
+            )
+        )
+        self._events[event.site] += 1
+        if self._events[event.site] in EXEMPLIFIED:
+            self._exemplify(event)
+
+    def _exemplify(self, event: Score) -> None:
+        """Keep the path of a legal score, that of the latest label in the event."""
+        cells = event.cells
+        if cells is None or cells.data.device.type != "cpu":  # no device is waited for
+            return
+        latest = event.support[:, 0] >> 1
+        lag = (event.target & POSITION_MASK) - latest
+        latest = torch.where(lag > 0, latest, -1)
+        i = int(latest.argmax())
+        if latest[i] >= 0:
+            route, whole = walk(cells, _element(event, i), int(latest[i]), event.site, LEGAL_SEARCH)
+            if whole:
+                self._legal.append(Route(route, (int(lag[i]), int(lag[i])), False))
+
+    def forget_scores(self) -> None:
+        """Explicit scores replace what was taken for scores."""
+        self.explicit = True
+        self.findings.clear()
+        self.unproved = dict.fromkeys(self.unproved, 0)
+        self.ledger.forget_scores()
+        self.record.forget_scores()
+        self.timeline.forget_scores()
+        self._scored = 0
+        self._events.clear()
+        self._legal.clear()
+
+    def updated(self, held: list[Cells], site: Site) -> None:
+        """An optimizer step ended, and its parameters hold these supports. Their labels are looked at when
+        the next score is, for which the device must be waited for anyway."""
+        self._updates.append((site, [c.data[..., 0].max() >> 1 for c in held if c.data.numel()]))
+        if len(self._updates) >= UNREAD_UPDATES:
+            self._catch_up()
+
+    def _catch_up(self) -> None:
+        for site, tops in self._updates:
+            label = max((int(top) for top in tops), default=-1)
+            self.timeline.add(Moment("update", site, label=label, scored=self._scored))
+        self._updates.clear()
 
     def candidate(self, pending: Pending, site: Site) -> None:
         """An objective's value is used: the score of its positions, unless another one turns up."""
@@ -81,6 +158,10 @@ class Judge:
             return
         self.ledger.raise_watermark(cells)
         label = int(cells.data[..., 0].max()) >> 1
+        mark = self.ledger.watermark
+        self._catch_up()
+        top = label if mark is None else int(mark.data[..., 0].max()) >> 1
+        self.timeline.add(Moment("escape", site, label=top, scored=self._scored))
         known = self.escapes.get((what, site))
         if known is None:
             self.escapes[what, site] = Notice(
@@ -114,6 +195,7 @@ class Judge:
         return (event.target & POSITION_MASK).to(self.ledger.device)
 
     def _judge(self, event: Score) -> None:
+        self._paths.clear()
         target = (event.target & POSITION_MASK).to(torch.int32)
         late = event.support >> 1 >= target[:, None]
         may = event.possible >> 1 >= target[:, None]
@@ -146,7 +228,7 @@ class Judge:
             for i, source in enumerate(post.tolist()):
                 if source >= targets[i]:
                     kind = "CT004" if source == targets[i] else "CT001"
-                    self._find(kind, targets[i], source, names, event, i, None)
+                    self._find(kind, targets[i], source, names, event, i, event.late)
         for i in event.again.nonzero()[:, 0].tolist():
             self._find("CT006", targets[i], targets[i], names, event, i, None)
 
@@ -175,11 +257,10 @@ class Judge:
         self.findings[key] = Finding(kind, local, where, orders, event.site, route, stream.name, origin.name)
 
     def _path(self, kind: str, event: Score, i: int, source: int, cells: Cells) -> tuple[Hop, ...]:
-        """Findings of one score, source and kind share the route; only the first is walked."""
-        key = (kind, event.site, id(event), source if kind != "CT002" else -1)
+        """Findings of one event, source and kind share the route; only the first is walked."""
+        key = (kind, source if kind != "CT002" else -1)
         if key not in self._paths:
-            index = torch.unravel_index(event.index[i].cpu(), event.dims) if event.dims else ()
-            self._paths[key] = path(cells, tuple(int(x) for x in index), source, event.site)
+            self._paths[key] = walk(cells, _element(event, i), source, event.site).hops
         return self._paths[key]
 
     # -- the end --------------------------------------------------------------------------------------
@@ -204,6 +285,7 @@ class Judge:
                     self.score(_restricted(returned, fresh))
 
     def report(self, error: str | None) -> Report:
+        self._catch_up()
         positions = torch.cat(self.ledger.order).tolist() if self.ledger.order else []
         local = [self.streams.locate(p)[1] for p in positions] if len(self.streams.streams) > 1 else positions
         violations = list(self.findings.values())
@@ -259,7 +341,30 @@ class Judge:
             notes,
             self.streams.size,
             error,
+            streams=[(s.name, s.size) for s in self.streams.streams],
+            lags=self._lags(),
+            timeline=list(self.timeline.moments),
+            graph=self.record.provenance([*self._legal, *self._routes()]),
         )
+
+    def _lags(self) -> list[int | None]:
+        """How far before each score the latest label is that reached it."""
+        if not self.ledger.order:
+            return []
+        positions, latest = torch.cat(self.ledger.order), torch.cat(self.ledger.latest)
+        pairs = zip((positions - latest).tolist(), (latest >= 0).tolist(), strict=True)
+        return [lag if reached else None for lag, reached in pairs]
+
+    def _routes(self) -> Iterator[Route]:
+        """The paths of all findings, each once."""
+        spans: dict[int, Route] = {}
+        offsets = {s.name: s.offset for s in self.streams.streams}
+        for (_, _, target), finding in self.findings.items():
+            lag = target - finding.source - offsets[finding.source_stream]
+            known = spans.get(id(finding.path))
+            span = spanned(None if known is None else known.lag, (lag, lag))
+            spans[id(finding.path)] = Route(finding.path, span, True)
+        return iter(spans.values())
 
     def _conditions(
         self, violations: list[Finding], orders: dict[str, str], any_score: bool
@@ -272,6 +377,12 @@ class Judge:
             "C3": "fail" if "CT003" in kinds else proved,
             "C4": "fail" if "CT006" in kinds else proved,
         }
+
+
+def _element(event: Score, i: int) -> tuple[int, ...]:
+    """The index of the event's ``i``-th readout in its tensor."""
+    index = torch.unravel_index(event.index[i].cpu(), event.dims) if event.dims else ()
+    return tuple(int(x) for x in index)
 
 
 def _restricted(event: Score, keep: Tensor) -> Score:
@@ -288,4 +399,5 @@ def _restricted(event: Score, keep: Tensor) -> Score:
         event.cells,
         event.dims,
         event.index[keep],
+        event.late,
     )

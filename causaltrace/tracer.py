@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from causaltrace._compat import current_node, decompose, is_fake, storage_of
+from causaltrace.graph.record import Record
+from causaltrace.graph.walk import keep_route
 from causaltrace.higher import FORMS, leaves
 from causaltrace.lattice.base import Lattice
 from causaltrace.lattice.cells import Algebra, Cells
@@ -43,10 +45,15 @@ class Tracer(TorchDispatchMode):
         return False  # nothing compiles inside a watch (force_eager), and the guard costs 10 us an operation
 
     def __init__(
-        self, recorder: Recorder, strict: bool, device: torch.device, lattice: Lattice | None = None
+        self,
+        recorder: Recorder,
+        strict: bool,
+        device: torch.device,
+        lattice: Lattice | None = None,
+        record: Record | None = None,
     ) -> None:
         super().__init__()
-        self.algebra = Algebra(self.site, lattice or Horizon())
+        self.algebra = Algebra(self.site, lattice or Horizon(), (record or Record()).made, keep_route)
         self.memory = Memory(self.algebra)
         self.ledger = Ledger(self.algebra, self.memory, device)
         self.recorder, self.strict = recorder, strict
@@ -81,12 +88,28 @@ class Tracer(TorchDispatchMode):
         return known
 
     def step_begins(self, *_: Any) -> None:
+        if not self.updating:
+            self.algebra.steps += 1
         self.updating += 1
         self._step_sites.clear()
 
-    def step_ends(self, *_: Any) -> None:
+    def step_ends(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         self.updating -= 1
         self.algebra.forget()
+        if not self.updating:
+            self._op_name = f"{type(optimizer).__name__}.step"
+            with _disable_current_modes():
+                self.recorder.updated(self._held(optimizer), place(self._op_name, "update"))
+
+    def _held(self, optimizer: torch.optim.Optimizer) -> list[Cells]:
+        """The supports that the parameters of an optimizer have."""
+        held: dict[int, Cells] = {}
+        for group in optimizer.param_groups:
+            for t in group["params"]:
+                shadow = self.memory.read(t)
+                if shadow is not None and shadow.support is not None:
+                    held[id(shadow.support)] = shadow.support
+        return list(held.values())
 
     # -- one operation --------------------------------------------------------------------------------
 
@@ -139,12 +162,15 @@ class Tracer(TorchDispatchMode):
             if (current_node() is not None) != self.backward:  # a new pass begins
                 self.backward = not self.backward
                 self.algebra.forget()
-            seen = self.memory.seen
+            seen, state = self.memory.seen, False
             shadows: dict[int, Shadow] = {}
             for t, entry in touched:
                 shadow = seen(entry, t)
                 if shadow is not None:
                     shadows[id(t)] = shadow
+                    state = state or shadow[0] is not None and shadow[0].written
+            if state and not (self.updating or self.backward):
+                self._read_again(shadows)
             if op.shares and not self.backward and (op.joins or len(touched) == len(inputs)):
                 cells = self._shared(op, inputs, args, kwargs, shadows)
                 if cells is not None:
@@ -196,10 +222,23 @@ class Tracer(TorchDispatchMode):
                 return None
         return cells
 
+    def _read_again(self, shadows: dict[int, Shadow]) -> None:
+        """State that an optimizer wrote is read: a step of the path, where it brings a label that the other
+        operands do not have."""
+        algebra = self.algebra
+        others = [s[0] for s in shadows.values() if s[0] is not None and not s[0].written]
+        for key, shadow in shadows.items():
+            cells = shadow[0]
+            if cells is not None and cells.written and not any(algebra.within(cells, o) for o in others):
+                shadows[key] = shadow._replace(support=algebra.stamp(cells))
+
     def _stamped(self, cells: Cells) -> Cells:
         """An update is a step of the path even where it changes no support."""
-        stamped = self.algebra.stamp(cells) if self.updating else cells
+        if not self.updating:
+            return cells
+        stamped = self.algebra.stamp(cells)
         assert stamped is not None
+        stamped.written = True
         return stamped
 
     def _write(self, outs: list[Tensor], after: After) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from causaltrace.boundary.finder import Finder
 from causaltrace.boundary.host import Host
-from causaltrace.lattice.cells import Cells
+from causaltrace.lattice.cells import LABELS, Cells
 from causaltrace.lattice.exact import Exact
 from causaltrace.lattice.horizon import Horizon
 from causaltrace.ops import uses
@@ -26,6 +27,9 @@ from causaltrace.site import Site
 from causaltrace.step import Recorder
 from causaltrace.stream import Stream, Streams, check_tokens, named
 from causaltrace.tracer import Tracer
+
+if TYPE_CHECKING:
+    from networkx import MultiDiGraph
 
 Tokens = Tensor | Sequence[Tensor] | Mapping[str, Tensor] | None
 
@@ -54,6 +58,14 @@ class Standing(NamedTuple):
     labels: int
     findings: int
     opaque: int
+
+
+def _runs(row: Tensor) -> list[int]:
+    """``[start, stop, start, stop ...]`` of what is true in a bool tensor ``[n]``."""
+    edges = torch.zeros(row.numel() + 2, dtype=torch.int8)
+    edges[1:-1] = row
+    found: list[int] = edges.diff().nonzero()[:, 0].tolist()
+    return found
 
 
 class ViolationError(AssertionError):
@@ -102,7 +114,7 @@ class Watch:
         with torch.inference_mode(False):
             self.streams = Streams()
             self._judge = Judge(self.streams, order)
-            self._tracer = Tracer(cast(Recorder, self._judge), strict, device, lattice)
+            self._tracer = Tracer(cast(Recorder, self._judge), strict, device, lattice, self._judge.record)
             self._judge.ledger = self._tracer.ledger
             for name, tensor in given:
                 self._add(name, tensor)
@@ -133,7 +145,7 @@ class Watch:
     def _place(self, tensor: Tensor, positions: Tensor) -> None:
         """The elements of ``tensor`` are the labels at ``positions``; negative ids (-100) are none."""
         positions = torch.where(tensor >= 0, positions, -1)
-        self._tracer.memory.write(tensor, Shadow(label=Cells(positions.unsqueeze(-1))))
+        self._tracer.memory.write(tensor, Shadow(label=Cells(positions.unsqueeze(-1), node=LABELS)))
 
     def _documents(self, starts: Tensor) -> None:
         size = self.streams.size
@@ -199,10 +211,7 @@ class Watch:
                     "nll was not read out at labels in this watch; pass targets= sliced from the tokens"
                 )
             if not self._judge.explicit:
-                self._judge.explicit = True
-                self._judge.findings.clear()
-                self._judge.unproved = dict.fromkeys(self._judge.unproved, 0)
-                ledger.forget_scores()
+                self._judge.forget_scores()
             support, possible = shadow.support, shadow.possible
             if distribution is not None:
                 row = memory.read(distribution)
@@ -281,6 +290,8 @@ class Watch:
     def _made(self, error: str | None) -> Report:
         report = self._judge.report(error)
         report.run = self._run
+        if isinstance(self._tracer.algebra.lattice, Exact):
+            report.reach = [_runs(row) for row in self.matrix()]
         report.ops = uses(self._tracer.ops)
         for use in report.ops:
             if use.handled == "registered":
@@ -314,10 +325,24 @@ class Watch:
             raise ViolationError(str(self.report))
 
     def explain(self, finding: Finding) -> str:
-        """The path of a finding, printed like a traceback."""
-        from causaltrace.report.text import path_text
+        """The way of a finding's label, printed like a traceback, and the state that was shared on it."""
+        from causaltrace.graph.explain import explain
 
-        return path_text(finding)
+        return explain(finding, self.report)
+
+    @property
+    def graph(self) -> MultiDiGraph:
+        """The provenance graph so far as a ``networkx.MultiDiGraph``; see ``graph.export.to_networkx``."""
+        from causaltrace.graph.export import to_networkx
+
+        return to_networkx(self.report.graph)
+
+    def render(self, path: str | Path, expand: bool = False) -> Path:
+        """Draw the provenance graph: SVG, PNG, PDF or DOT by the suffix of ``path``. One node a source line,
+        layers of one kind in one; ``expand``: one a site. Needs graphviz's program ``dot``, but for DOT."""
+        from causaltrace.graph.render import render
+
+        return render(self.report.graph, path, expand)
 
     def note(self, message: str, remedy: str = "", blocking: bool = False) -> None:
         self._judge.notes.append(Notice("CT095", message, remedy, blocking=blocking))

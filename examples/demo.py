@@ -16,8 +16,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -29,6 +27,7 @@ from rich.console import Console
 from torch import Tensor
 
 import causaltrace
+from causaltrace.report.html import to_html
 from causaltrace.report.summary import place, short_file
 from examples import (
     demo_view,
@@ -431,10 +430,9 @@ def _main(args: argparse.Namespace) -> int:
     if not _written(args.json, json.dumps(result, indent=1) + "\n"):
         return 2
     console.print(f"{result['seconds']:.0f} s in all; the same as JSON: {args.json}", markup=False)
-    if find_spec("causaltrace.report.html"):
-        if not _written(page, import_module("causaltrace.report.html").to_html(reports)):
-            return 2
-        console.print(f"every finding with its path, in a browser: {page}", markup=False)
+    if not _written(page, to_html(reports)):
+        return 2
+    console.print(f"every finding with its path, in a browser: {page}", markup=False)
     if not result["as_expected"]:
         print("causaltrace: not all verdicts are as the examples expect: see '!' above", file=sys.stderr)
         return 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from pathlib import Path
 from typing import Annotated
 
@@ -46,8 +45,9 @@ def graph(
 
 
 def _write(provenance: Provenance, out: Path, kind: str, expand: bool) -> None:
+    from causaltrace.graph import export, render  # they take their time to load
+
     if kind in DRAWN:
-        import_module("causaltrace.graph.render").render(provenance, out, expand=expand)
+        render.render(provenance, out, expand=expand)
     else:
-        to_text = getattr(import_module("causaltrace.graph.export"), EXPORTED[kind])
-        out.write_text(to_text(provenance), encoding="utf-8")
+        out.write_text(getattr(export, EXPORTED[kind])(provenance), encoding="utf-8")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Annotated
 
@@ -63,7 +62,9 @@ class Outputs:
 
 
 def _html(reports: Sequence[Report]) -> str:
-    return import_module("causaltrace.report.html").to_html(reports)
+    from causaltrace.report.html import to_html  # takes its time to load
+
+    return to_html(reports)
 
 
 def _written(path: Path, make: Callable[[Sequence[Report]], str | bytes], reports: Sequence[Report]) -> bool:

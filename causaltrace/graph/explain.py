@@ -1,100 +1,133 @@
-"""The way from a label to a score, walked back through the history of supports.
+"""A finding told to people: the way of its label, line by line, and the state that was shared on it.
 
-Each support remembers the pure function and the parents that made it. To find which element of which
-parent brought a label to an element, the same function is run once more on element numbers in place of
-supports: what comes out is the number of an element that carries the label and really reaches this one.
+Made from a report alone, so that a stored one can be explained too. Every step is looked up in the graph that
+was recorded, and one that is not in it is marked.
 """
 
 from __future__ import annotations
 
-from collections import deque
+import re
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
-import torch
-from torch import Tensor
-
-from causaltrace.lattice.cells import Cells
-from causaltrace.report.model import Hop
+from causaltrace.report import summary
+from causaltrace.report.model import Edge, Finding, Hop, Moment, Report
+from causaltrace.report.summary import Step
 from causaltrace.site import Site
 
-#: Elements looked at before the search for a path gives up.
-SEARCH_LIMIT = 5_000
-
-Index = tuple[int, ...]
+_STEP = re.compile(r"^(\[.*\])?(?: step (\d+))?$")
 
 
-def clip(index: Index, dims: tuple[int, ...]) -> Index:
-    """An element's index in a compressed support (dims aligned from the right)."""
-    index = (
-        index[len(index) - len(dims) :]
-        if len(index) >= len(dims)
-        else (0,) * (len(dims) - len(index)) + index
-    )
-    return tuple(0 if n == 1 else i for i, n in zip(index, dims, strict=True))
+def explain(finding: Finding, report: Report) -> str:
+    """The path of a finding as text, printed like a traceback: the label first, the score last."""
+    lines = [f"{finding.kind}: {summary.witness(finding)}", f"  {summary.failing(finding.orders)}"]
+    if not finding.path:
+        return "\n".join([*lines, "no path was recorded"]) + "\n"
+    if finding.kind != "CT006":
+        lines.append("Path, the label first and the score last:")
+        lines.append(f"  label {summary.label_name(finding)}")
+    lines += _path(finding, report)
+    lines += _shared(finding, report)
+    lines += _when(finding, report)
+    return "\n".join(lines) + "\n"
 
 
-def _numbers(cells: Cells, position: int) -> Tensor | None:
-    """Element numbers where ``cells`` hold the label, in the form of lattice data."""
-    found = (cells.data[..., :1] >> 1) == position if cells.data.shape[-1] > 1 else cells.data == position
-    if not bool(found.any()):
-        return None
-    number = torch.arange(found.numel(), device=found.device, dtype=torch.int32).view(found.shape)
-    return torch.where(found, number * 2 + 1, -1).expand(cells.data.shape).to(cells.data.dtype)
+def _path(finding: Finding, report: Report) -> Iterator[str]:
+    """The steps, one a source line, each with what went along the same edges."""
+    edges = {(report.graph.sites[e.source], report.graph.sites[e.target]): e for e in report.graph.edges}
+    path = finding.path
+    if finding.kind != "CT006" and edges and not _begins(path[0].site, edges):
+        yield "  ... how it came here was too long ago to be kept"
+    before: Site | None = None
+    for step in summary.fold(path):
+        yield from _step(step)
+        yield from _along([*([before] if before else []), *(hop.site for hop in step.hops)], edges, report)
+        before = step.hops[-1].site
 
 
-def _carriers(cells: Cells, index: Index, position: int) -> list[tuple[Cells, Index]]:
-    """Elements of the parents that bring the label to ``cells[index]``; labels themselves come first."""
-    origin = cells.origin
-    assert origin is not None
-    out: list[tuple[Cells, Index]] = []
-    for i, parent in enumerate(origin.parents):
-        if parent.data.shape[-1] == 1:  # verbatim labels: the end of the path
-            out.insert(0, (parent, clip(index, parent.dims)))
-            continue
-        numbers = _numbers(parent, position)
-        if numbers is None:
-            continue
-        data = [numbers if j == i else torch.full_like(p.data, -1) for j, p in enumerate(origin.parents)]
-        made = origin.fn(*data)
-        got = int(made[(*clip(index, tuple(made.shape[:-1])), 0)])
-        if got >= 0:
-            where = torch.unravel_index(torch.tensor(got >> 1), parent.dims) if parent.dims else ()
-            out.append((parent, tuple(int(w) for w in where)))
-    return out
+def _step(step: Step) -> Iterator[str]:
+    site = step.site
+    line = f'  File "{summary.short_file(site.file)}", line {site.line}'
+    yield line + (f", in {site.function}" if site.function else "")
+    if site.source:
+        yield f"    {site.source}"
+    facts = f"    {site.phase}: {summary.arrows(step.ops)}"
+    if step.modules:
+        facts += f"  in {summary.arrows(step.modules, 3)}"
+    element, number = _detail(step.hops[-1])
+    if element:
+        facts += f"  element {element}"
+    if number:
+        facts += f"  of optimizer step {number}"
+    yield facts
 
 
-def path(cells: Cells, index: Index, position: int, score: Site) -> tuple[Hop, ...]:
-    """Shortest chain of sites from the reading of label ``position`` to the element ``index`` of ``cells``,
-    then the score. Shorter than the truth only where the history was too long to keep."""
-    start = (cells, clip(index, cells.dims))
-    before: dict[tuple[int, Index], tuple[Cells, Index] | None] = {(id(cells), start[1]): None}
-    queue = deque([start])
-    end = start
-    while queue and len(before) < SEARCH_LIMIT:
-        here, at = queue.popleft()
-        end = (here, at)
-        if here.data.shape[-1] == 1:
-            break
-        if here.origin is None:
-            continue
-        for parent, where in _carriers(here, at, position):
-            key = (id(parent), where)
-            if key not in before:
-                before[key] = (here, at)
-                queue.append((parent, where))
-    hops: list[Hop] = []
-    step: tuple[Cells, Index] | None = end
-    while step is not None:
-        here, at = step
-        if here.origin is not None and here.origin.site is not None and here.data.shape[-1] > 1:
-            hop = Hop(here.origin.site, f"[{', '.join(map(str, at))}]")
-            if not hops or hops[-1].site != hop.site:
-                hops.append(hop)
-        step = before[(id(here), at)]
-    if hops and (hops[-1].site.file, hops[-1].site.line, hops[-1].site.op) == (
-        score.file,
-        score.line,
-        score.op,
-    ):
-        hops.pop()
-    hops.append(Hop(score, f"[{', '.join(map(str, index))}]"))
-    return tuple(hops)
+def _detail(hop: Hop) -> tuple[str, str]:
+    """The element that carried the label, and the number of the optimizer step, as ``walk`` writes them."""
+    match = _STEP.match(hop.detail)
+    return (match[1] or "", match[2] or "") if match else (hop.detail, "")
+
+
+def _along(sites: Sequence[Site], edges: dict[tuple[Site, Site], Edge], report: Report) -> Iterator[str]:
+    """The latest labels of all that went this way, as far as they are known."""
+    known = [edges.get(pair) for pair in pairwise(sites)] if edges else []
+    if None in known:
+        yield "    (not in the recorded graph)"
+    spans = [edge.labels for edge in known if edge is not None and edge.labels is not None]
+    if spans and len(report.streams) < 2:
+        first, last = min(a for a, _ in spans), max(b for _, b in spans)
+        yield f"    latest labels that came this way: x_{first}" + (f" to x_{last}" if last > first else "")
+
+
+def _begins(first: Site, edges: dict[tuple[Site, Site], Edge]) -> bool:
+    return any(a.phase == "input" and b == first for a, b in edges)
+
+
+def _shared(finding: Finding, report: Report) -> Iterator[str]:
+    """Where state that holds the label is written and read again, and which scores read it."""
+    path = finding.path
+    updates = [i for i, hop in enumerate(path) if hop.site.phase == "update"]
+    if not updates or updates[-1] + 1 == len(path):
+        return
+    written, read = path[updates[-1]], path[updates[-1] + 1]
+    sites = [hop.site for hop in path]
+    alike = [
+        f
+        for f in report.violations
+        if (f.kind, f.source, f.source_stream) == (finding.kind, finding.source, finding.source_stream)
+        and [hop.site for hop in f.path] == sites
+    ]
+    number = _detail(written)[1]
+    yield "Shared state:"
+    yield f"  written at {summary.place(written.site)}" + (f" (step {number})" if number else "")
+    yield f"    {written.site.source}"
+    yield f"  read again at {summary.place(read.site)}"
+    yield f"    {read.site.source}"
+    targets = summary.ranges({f.target for f in alike})
+    label = summary.label_name(finding)
+    yield f"  it was fitted on {label}, which the scores of {targets} must not know, and they read it"
+
+
+def _when(finding: Finding, report: Report) -> Iterator[str]:
+    """Whether the label had been scored when it reached the score, and where it is."""
+    if finding.kind == "CT006" or (finding.source_stream, finding.source) == (finding.stream, finding.target):
+        return
+    label, own = summary.label_name(finding), _scored(report, finding.source_stream, finding.source)
+    if "scored" not in finding.orders:
+        yield f"{label} had been scored by then, but stands later in the stream."
+    elif own is None:
+        yield f"{label} is never scored itself."
+    else:
+        yield (
+            f"{label} had yet to be scored: its own score is one of positions {own.first}-{own.last} "
+            f"at {summary.place(own.site)}."
+        )
+
+
+def _scored(report: Report, stream: str, position: int) -> Moment | None:
+    """The moment at which a position of a stream was first scored."""
+    sizes = dict(report.streams)
+    names = list(sizes)
+    offset = sum(sizes[name] for name in names[: names.index(stream)]) if stream in sizes else 0
+    at = position + offset
+    return next((m for m in report.timeline if m.kind == "score" and m.first <= at <= m.last), None)

@@ -3,7 +3,8 @@
 ``Cells`` is an immutable lattice value. Every operation that makes a new one remembers its parents and
 the pure function used, so a finding can be walked back, element by element, to the label it came from.
 ``Algebra`` makes them: it shares results (join of a value with itself is itself), and it bounds the
-history so that memory stays flat however long the eval runs.
+history so that memory stays flat however long the eval runs. What stays for good is the number of the site
+(``node``), so that the folded graph of a whole run can be recorded while its history is forgotten.
 """
 
 from __future__ import annotations
@@ -22,28 +23,52 @@ MEMO_ENTRIES = 256
 HISTORY_BYTES = 256 << 20
 HISTORY_ENTRIES = 20_000
 #: Forward and backward passes that a path can be followed through: flat memory, however long the eval.
-HISTORY_PASSES = 32
+HISTORY_PASSES = 96
 #: Numbers that are looked through for dims that need not be kept apart.
 COMPRESS_LIMIT = 1 << 16
 
 
 class Origin:
-    """``data = fn(*[p.data for p in parents])``, at ``site``."""
+    """``data = fn(*[p.data for p in parents])``, at ``site`` (None: a view, which is at no line of its own)
+    after ``step`` optimizer steps had begun."""
 
-    __slots__ = ("fn", "parents", "site")
+    __slots__ = ("fn", "parents", "site", "step")
 
-    def __init__(self, fn: Callable[..., Tensor], parents: tuple[Cells, ...], site: Site | None) -> None:
-        self.fn, self.parents, self.site = fn, parents, site
+    def __init__(
+        self, fn: Callable[..., Tensor], parents: tuple[Cells, ...], site: Site | None, step: int = 0
+    ) -> None:
+        self.fn, self.parents, self.site, self.step = fn, parents, site, step
+
+
+#: The node of the labels themselves.
+LABELS = 0
 
 
 class Cells:
     """One lattice value: ``data [*dims, width]``, each dim full or 1. Never modified."""
 
-    __slots__ = ("__weakref__", "_moved", "bounds", "data", "dims", "origin", "passed", "uniform")
+    __slots__ = (
+        "__weakref__",
+        "_moved",
+        "bounds",
+        "data",
+        "dims",
+        "node",
+        "origin",
+        "passed",
+        "root",
+        "route",
+        "uniform",
+        "written",
+    )
 
-    def __init__(self, data: Tensor, origin: Origin | None = None) -> None:
+    def __init__(self, data: Tensor, origin: Origin | None = None, node: int = -1) -> None:
         self.data = data
         self.origin = origin
+        self.node = node  #: the site that made it, as the recorder numbers sites; -1: unknown
+        self.route: object = None  #: how its latest label came to it, for when ``origin`` is forgotten
+        self.written = False  #: was it left in memory by an optimizer step?
+        self.root: Cells | None = None  #: the value that this one repeats at another site
         self.dims: tuple[int, ...] = tuple(data.shape[:-1])
         self.uniform = data.numel() == data.shape[-1]  #: one value for the whole tensor
         parents = () if origin is None else origin.parents
@@ -64,15 +89,29 @@ def _same(data: Tensor) -> Tensor:
     return data
 
 
-class Algebra:
-    """Operations on ``Cells | None``, where None is bottom."""
+def _unrecorded(site: Site, made: Cells, parents: tuple[Cells, ...]) -> int:
+    return -1
 
-    def __init__(self, site: Callable[[], Site], lattice: Lattice) -> None:
+
+class Algebra:
+    """Operations on ``Cells | None``, where None is bottom. ``record`` is told of every value that is made,
+    and gives the number of its site; ``forgetting`` of every one in use whose history ends."""
+
+    def __init__(
+        self,
+        site: Callable[[], Site],
+        lattice: Lattice,
+        record: Callable[[Site, Cells, tuple[Cells, ...]], int] = _unrecorded,
+        forgetting: Callable[[Cells], None] = lambda _: None,
+    ) -> None:
         self.lattice = lattice
-        self._site = site
+        self.site = site
+        self._record = record
+        self._forgetting = forgetting
         self._memo: OrderedDict[tuple[object, ...], tuple[Cells | None, tuple[Cells, ...]]] = OrderedDict()
         self._history: deque[tuple[weakref.ref[Cells], int, int]] = deque()
         self._passes = 0
+        self.steps = 0  #: optimizer steps that have begun
         self.history_bytes = 0  #: what the remembered supports hold at most
         self._interned: weakref.WeakValueDictionary[object, Cells] = weakref.WeakValueDictionary()
 
@@ -93,15 +132,22 @@ class Algebra:
             for parent in parents:
                 if parent.data.shape == data.shape and torch.equal(parent.data, data):
                     return parent
-        site = self._site()
-        cells = Cells(data, Origin(fn, parents, site))
-        key = None
+        if data.shape[-1] == 1:  # labels and readouts are moved, and no support is made
+            cells = Cells(data, Origin(fn, parents, None), parents[0].node)
+            self._remember(cells, data.numel() * data.element_size() + held)
+            return cells
+        site = self.site()
+        cells = Cells(data, Origin(fn, parents, site, self.steps))
         if cells.uniform and data.device.type == "cpu":
-            key = (self.bounds(cells), data.ndim, site)
-            if (known := self._interned.get(key)) is not None:
+            bounds = self.bounds(cells)
+            cells.node = self._record(site, cells, parents)
+            key = (bounds, data.ndim, cells.node, *[p.node for p in parents])
+            known = self._interned.get(key)
+            if known is not None and known.origin is not None:
                 return known
-        if key is not None:
             self._interned[key] = cells
+        else:
+            cells.node = self._record(site, cells, parents)
         self._remember(cells, data.numel() * data.element_size() + held)
         return cells
 
@@ -116,6 +162,7 @@ class Algebra:
             old, size, _ = history.popleft()
             self.history_bytes -= size
             if (value := old()) is not None:
+                self._forgetting(value)
                 value.origin = None
 
     def _cached(
@@ -149,6 +196,8 @@ class Algebra:
 
     def _join2(self, a: Cells, b: Cells) -> Cells:
         ndim = max(len(a.dims), len(b.dims))
+        if (a.root or a) is (b.root or b):
+            return self.aligned(a, ndim)
         if self.within(b, a):
             return self.aligned(a, ndim)
         if self.within(a, b):
@@ -266,7 +315,13 @@ class Algebra:
         """``x`` with the current site as one more step of its history."""
         if x is None:
             return None
-        return self._cached(("stamp", id(x), self._site()), lambda: self.make(_same, x, share=False), x)
+
+        def made() -> Cells:
+            out = self.make(_same, x, share=False)
+            out.root = x.root or x
+            return out
+
+        return self._cached(("stamp", id(x), self.site()), made, x)
 
     # -- movement -------------------------------------------------------------------------------------
 
@@ -276,7 +331,9 @@ class Algebra:
 
     def viewed(self, x: Cells, fn: Callable[[Tensor], Tensor]) -> Cells:
         """``fn`` over the data, for a view: no line of the program moved anything, so there is no site."""
-        return Cells(fn(x.data), Origin(fn, (x,), None))
+        out = Cells(fn(x.data), Origin(fn, (x,), None), x.node)
+        out.written = x.written
+        return out
 
     def reshaped(self, x: Cells, dims: tuple[int, ...]) -> Cells:
         """A view of the data with other dims of size 1."""
@@ -287,8 +344,9 @@ class Algebra:
         if out is None:
             shape = (*dims, x.data.shape[-1])
             origin = x.origin if x.uniform else Origin(lambda data: data.reshape(shape), (x,), None)
-            out = Cells(x.data.reshape(shape), origin)
-            out.passed = x.passed
+            out = Cells(x.data.reshape(shape), origin, x.node)
+            out.passed, out.written = x.passed, x.written
+            out.root = None if x.root is None else self.reshaped(x.root, dims)
             x.moved[key] = out
         return out
 

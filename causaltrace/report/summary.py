@@ -207,6 +207,7 @@ class Step:
     ops: tuple[str, ...]
     modules: tuple[str, ...]
     detail: str
+    hops: tuple[Hop, ...] = ()
 
 
 def fold(path: Iterable[Hop]) -> list[Step]:
@@ -223,6 +224,7 @@ def fold(path: Iterable[Hop]) -> list[Step]:
             ops=_distinct(short_op(h.site.op) for h in run),
             modules=_distinct(h.site.module for h in run),
             detail=next((h.detail for h in reversed(run) if h.detail), ""),
+            hops=tuple(run),
         )
         for run in runs
     ]
