@@ -199,9 +199,9 @@ class Truth:
 
 def _beyond(t: Tensor) -> tuple[float, float]:
     """A number below, and one above, all of a tensor's: -9 and 9 if these are."""
-    finite = t[t.isfinite()] if not t.is_complex() else t.real[:0]
-    if not finite.numel():
+    if t.is_complex() or not bool(t.isfinite().any()):
         return -9.0, 9.0
+    finite = t[t.isfinite()]
     return min(-8.0, float(finite.min())) - 1, max(8.0, float(finite.max())) + 1
 
 
