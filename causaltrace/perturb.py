@@ -90,15 +90,19 @@ class Truth:
     def not_finite(self, element: int) -> Tensor:
         """Which results are other finite numbers once an element is none: tests like isnan, and whatever asks
         them. These show what is depended on; as 0 * nan is nan, they say nothing about what is not. Of what
-        is masked (-inf), nan is a result like any other."""
+        is masked (-inf, or a place of a mask), nan is a result like any other."""
         found = torch.zeros(self.base.shape, dtype=torch.bool)
-        kind = self.inputs[self.where[element][0]].dtype
+        i, e = self.where[element]
+        kind, values = self.inputs[i].dtype, []
         if kind.is_floating_point or kind.is_complex:
-            for value in (float("nan"), float("inf"), -float("inf")):
-                out = self.at(self._with({element: value}))
-                if out is not None and out.shape == found.shape:
-                    seen = self.masks and value == -float("inf")
-                    found |= differs(out, self.base) & (out.isfinite() | seen)
+            values = [float("nan"), float("inf"), -float("inf")]
+        elif kind == torch.bool and self.masks:
+            values = [not self.inputs[i].reshape(-1)[e]]
+        for value in values:
+            out = self.at(self._with({element: value}))
+            if out is not None and out.shape == found.shape:
+                masked = self.masks and value in (True, False, -float("inf"))
+                found |= differs(out, self.base) & (out.isfinite() | masked)
         return found
 
     def together(self, elements: list[int], rng: random.Random) -> Tensor | None:
@@ -195,9 +199,9 @@ class Truth:
 
 def _beyond(t: Tensor) -> tuple[float, float]:
     """A number below, and one above, all of a tensor's: -9 and 9 if these are."""
-    finite = t[t.isfinite()] if not t.is_complex() else t.real[:0]
-    if not finite.numel():
+    if t.is_complex() or not bool(t.isfinite().any()):
         return -9.0, 9.0
+    finite = t[t.isfinite()]
     return min(-8.0, float(finite.min())) - 1, max(8.0, float(finite.max())) + 1
 
 

@@ -327,3 +327,22 @@ def test_weights_decide_nothing_but_their_bin() -> None:
     at = torch.tensor([0, 2, 0])
     reach = causaltrace.dependencies(lambda i, w: torch.bincount(i, w), at, torch.ones(3))[0]
     assert reach[0].all() and reach[1].nonzero().tolist() == [[0, 0], [0, 2], [2, 1]]
+
+
+def test_a_nonzero_is_placed_by_what_comes_before() -> None:
+    x = torch.tensor([0.0, 1.0, 0.0, 1.0])
+    check(lambda x: torch.nonzero_static(x, size=6).double(), x, large=2.0)
+    (reach,) = causaltrace.dependencies(lambda x: torch.nonzero_static(x, size=6), x)[0]
+    up_to = [[True, True, False, False], [True] * 4, [True] * 4, [True] * 4, [False] * 4, [False] * 4]
+    assert reach[:, 0].tolist() == up_to
+
+
+def test_one_element_is_the_only_distinct_one() -> None:
+    out, inverse, counts = causaltrace.dependencies(
+        lambda x: torch.unique(x, return_inverse=True, return_counts=True), torch.randn(1)
+    )
+    assert out[0].all() and not inverse[0].any() and not counts[0].any()
+    _, inverse, counts = causaltrace.dependencies(
+        lambda x: torch.unique(x, return_inverse=True, return_counts=True), torch.randn(3)
+    )
+    assert inverse[0].all() and counts[0].all()

@@ -209,3 +209,18 @@ def test_cross_products_read_the_other_places() -> None:
     check(lambda a, b: linalg.cross(a, b, dim=0), a, b, exact=True)
     check(grads(lambda a, b: linalg.cross(a, b, dim=0), (0, 1)), a, b, rand(3, 2))
     check(lambda a, b: linalg.cross(a, b), rand(2, 3), rand(1, 3), exact=True)
+
+
+@pytest.mark.parametrize("left", [True, False])
+def test_a_zero_gradient_asks_nothing_of_a_matrix(left: bool) -> None:
+    matrix = torch.eye(3) * 2 + torch.randn(3, 3, generator=torch.Generator().manual_seed(0)).tril() / 4
+
+    def gradient(a: Tensor, b: Tensor, g: Tensor) -> Tensor:
+        b = b.clone().requires_grad_()
+        x = torch.linalg.solve_triangular(a, b if left else b.mT, upper=False, left=left)
+        return torch.autograd.grad(x if left else x.mT, b, g)[0]
+
+    seed = torch.tensor([[1.0, 0.0], [2.0, 0.0], [3.0, 0.0]])
+    by_matrix, _, by_seed = dependencies(gradient, matrix, torch.randn(3, 2), seed)[0]
+    assert by_matrix[:, 0].any() and not by_matrix[:, 1].any()
+    assert by_seed[:, 1, :, 1].any() and not by_seed[:, 1, :, 0].any()

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from causaltrace import dependencies
 from tests.oracle import Index, check, grads
 
 
@@ -312,3 +313,11 @@ def test_prelu_gradients() -> None:
 def test_heaviside_reads_its_values_at_0_only() -> None:
     check(torch.heaviside, rand(2, 3), rand(3))
     check(lambda v: torch.heaviside(torch.tensor([-1.0, 0.0, 2.0]), v), rand(3), exact=True)
+
+
+def test_a_number_that_is_true_cuts_the_other() -> None:
+    a, b = torch.tensor([1.0, 0.0, 0.0]), torch.tensor([0.0, 2.0, 0.0])
+    check(lambda a, b: torch.logical_or(a, b).double(), a, b, large=2.0)
+    to_a, to_b = dependencies(torch.logical_or, a, b)[0]
+    assert to_a.tolist() == [[True, False, False], [False, False, False], [False, False, True]]
+    assert to_b.tolist() == [[False, False, False], [False, True, False], [False, False, True]]

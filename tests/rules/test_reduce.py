@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from causaltrace import dependencies
 from tests.oracle import Index, check, grads
 from tests.rules.test_pointwise import rand
 
@@ -236,6 +237,14 @@ def test_histograms() -> None:
 def test_numbers_between_tensors() -> None:
     check(lambda a, b: torch.linspace(a, b, 3), rand(), rand(1)[0])
     check(lambda a: [torch.linspace(a, 2.0, 3), torch.logspace(0.0, a, 3)], rand(), large=3.0)
+
+
+def test_the_ends_of_a_range_are_what_was_given() -> None:
+    for steps in (1, 2, 4):
+        check(lambda a, b, n=steps: torch.linspace(a, b, n), rand(), rand(1)[0], exact=True, large=3.0)
+    reach = dependencies(lambda a, b: torch.linspace(a, b, 4), torch.tensor(1.0), torch.tensor(2.0))[0]
+    assert reach[0].tolist() == [True, True, True, False]
+    assert reach[1].tolist() == [False, True, True, True]
 
 
 def test_hashes() -> None:
