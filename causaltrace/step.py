@@ -333,8 +333,13 @@ class Step:
                 planes[plane] = result[0] if isinstance(result, list) else result
         if self.backward:
             planes.pop("target", None)
-        if self.outs and self.outs[0].dtype.is_floating_point:
-            planes.pop("label", None)
+        label = planes.get("label")
+        if label is not None and self.outs and self.outs[0].dtype.is_floating_point:
+            planes["label"] = None  # a number, and no label any more
+            if self.index is None:  # its value depends on the label; a readout is charged at it
+                algebra, read = self.tracer.algebra, self.tracer.ledger.read(label)
+                possible = None if first.possible is None else algebra.join(first.possible, read)
+                first = first._replace(support=algebra.join(first.support, read), possible=possible)
         return first._replace(**planes)  # type: ignore[arg-type]
 
     def _reduced_loss(self, numbers: Cells) -> Shadow:

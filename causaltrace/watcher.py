@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from causaltrace.boundary.finder import Finder
 from causaltrace.boundary.host import Host
+from causaltrace.graph.tape import Tape
 from causaltrace.lattice.cells import LABELS, Cells
 from causaltrace.lattice.exact import Exact
 from causaltrace.lattice.horizon import Horizon
@@ -343,6 +344,16 @@ class Watch:
         from causaltrace.graph.render import render
 
         return render(self.report.graph, path, expand)
+
+    def tape(self, limit: int = 10_000) -> Tape:
+        """Record the operations of a region: ``with trace.tape() as tape: ...`` in the watch; see ``Tape``.
+
+        Raises:
+            RuntimeError: the watch is not open.
+        """
+        if _current is not self:
+            raise RuntimeError("tape() records inside the block of its watch, which is not open")
+        return Tape(self._tracer, limit)
 
     def note(self, message: str, remedy: str = "", blocking: bool = False) -> None:
         self._judge.notes.append(Notice("CT095", message, remedy, blocking=blocking))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -392,3 +394,26 @@ def test_a_watch_can_be_followed_while_it_runs():
             x, y = tokens[i : i + 4], tokens[i + 1 : i + 5]
             F.cross_entropy(emb(x) + emb(y), y, reduction="sum").item()
     assert [(s.scored, s.labels, s.findings, s.opaque) for s in seen] == [(4, 9, 4, 0), (8, 9, 8, 0)]
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        lambda t: t.float(),
+        lambda t: t.to(torch.float64).clone(),
+        lambda t: torch.empty(t.shape).copy_(t),
+        lambda t: torch.zeros(t.shape).index_put((torch.arange(len(t)),), t.float()),
+        lambda t: torch.stack([t, t])[0].double(),
+        lambda t: torch.where(t >= 0, t, torch.zeros(())),
+        lambda t: torch.cat([t, torch.zeros(1)])[:-1],
+        lambda t: t.half().flip(0).flip(0).float(),
+    ],
+    ids=["float", "to", "copy_", "index_put", "stack", "where", "cat", "flip"],
+)
+def test_a_label_as_a_number_is_not_lost(number: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """A copy in a floating dtype is no verbatim label, but its value depends on the label all the same."""
+    tokens = stream(9)
+    with causaltrace.watch(tokens) as trace:
+        logits = torch.randn(8, VOCAB) + number(tokens[1:]).flip(0)[:, None]
+        F.cross_entropy(logits, tokens[1:], reduction="none").sum()
+    assert {(f.target, f.source) for f in trace.report.violations} >= {(1, 8), (2, 7), (3, 6), (4, 5)}
