@@ -27,6 +27,8 @@ MASKED = {
 }
 #: Composites whose own code reads the values of this argument, so that no operation tells of it.
 SILENT = {"aten.tensor_split.tensor_indices_or_sections": 1}
+#: Composites that read values only to check them, once this argument says all else.
+CHECKING = {"aten.one_hot.default": (1, "num_classes")}
 #: Arguments that a kernel writes although its schema does not say so.
 UNDECLARED = dict.fromkeys(
     ("aten::native_batch_norm", "aten::cudnn_batch_norm", "aten::miopen_batch_norm"),
@@ -103,6 +105,15 @@ def _tells_python(func: torch._ops.OpOverload) -> bool:
     """Does an op that is not torch's own return numbers? Its tags may not say so; torch's do."""
     numbers = (torch.IntType, torch.FloatType, torch.BoolType, torch.NumberType)
     return func.namespace != "aten" and any(isinstance(r.type, numbers) for r in func._schema.returns)
+
+
+def only_checks(full: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Does a composite's own code read values for nothing but a check of their range?"""
+    if full not in CHECKING:
+        return False
+    place, name = CHECKING[full]
+    value: int = args[place] if len(args) > place else kwargs.get(name, -1)
+    return value >= 0
 
 
 def _spelling(func: torch._ops.OpOverload) -> bool:

@@ -18,7 +18,15 @@ from causaltrace.lattice.cells import Algebra, Cells
 from causaltrace.lattice.horizon import Horizon
 from causaltrace.ledger import Ledger
 from causaltrace.places import site as place
-from causaltrace.schema import SILENT, Op, bind_higher_order, describe, describe_higher_order, tensors
+from causaltrace.schema import (
+    SILENT,
+    Op,
+    bind_higher_order,
+    describe,
+    describe_higher_order,
+    only_checks,
+    tensors,
+)
 from causaltrace.shadow import UNHEDGED, Memory, Shadow
 from causaltrace.site import Site
 from causaltrace.step import After, Recorder, Step, opaque
@@ -153,8 +161,13 @@ class Tracer(TorchDispatchMode):
         if op.composite and not any(t.is_nested for t in inputs):
             if op.full in SILENT:
                 self.escape(op.name, args[SILENT[op.full]])
-            with self:
-                out = decompose(func, args, kwargs)
+            hushed = only_checks(op.full, args, kwargs)
+            self.quiet += hushed
+            try:
+                with self:
+                    out = decompose(func, args, kwargs)
+            finally:
+                self.quiet -= hushed
             if out is not NotImplemented:
                 return out
         with self._lock:

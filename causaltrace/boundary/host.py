@@ -15,12 +15,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from causaltrace._compat import CAPTURING, decompose
 from causaltrace.boundary.bodies import unseen
 from causaltrace.places import internal
-from causaltrace.schema import SILENT, tensors
+from causaltrace.schema import CHECKING, SILENT, only_checks, tensors
 from causaltrace.tracer import Tracer
 
 #: Methods that hand a tensor's values or memory to something that is not torch.
@@ -53,12 +54,13 @@ class Host:
                 self._replace(Tensor, name, self._leaving(name, original))
         for name in ENTERING:
             self._replace(torch, name, self._entering(getattr(torch, name)))
-        self._replace(torch.nn.functional, "one_hot", self._range_checked(torch.nn.functional.one_hot))
         for module in CAPTURING:
             environment = module.setup_compilation_env
             self._replace(module, "setup_compilation_env", unseen(self.tracer, self, environment))
         for name, argument in SILENT.items():
             self._overheard(name, argument)
+        for name in CHECKING:
+            self._hushed(name)
         hooks = (
             register_optimizer_step_pre_hook(self.tracer.step_begins),
             register_optimizer_step_post_hook(self.tracer.step_ends),
@@ -94,17 +96,37 @@ class Host:
         return wrapper
 
     def _overheard(self, name: str, argument: int) -> None:
-        """Autograd takes a composite apart before the tracer can see it: tell of it there."""
-        _, packet, overload = name.split(".")
-        op, tracer = getattr(getattr(torch.ops.aten, packet), overload), self.tracer
+        """A composite that reads an argument without an operation: tell of it there."""
+        tracer, packet = self.tracer, name.split(".")[1]
 
-        def kernel(*args: Any, **kwargs: Any) -> Any:
+        def kernel(op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             tracer.escape(packet, args[argument])
             return decompose(op, args, kwargs)
 
+        self._takes_apart(name, kernel)
+
+    def _hushed(self, name: str) -> None:
+        """A composite that reads values only to check them, whichever name it was imported by."""
+        tracer = self.tracer
+
+        def kernel(op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            hushed = only_checks(name, args, kwargs)
+            tracer.quiet += hushed
+            try:
+                return decompose(op, args, kwargs)
+            finally:
+                tracer.quiet -= hushed
+
+        self._takes_apart(name, kernel)
+
+    def _takes_apart(self, name: str, kernel: Callable[..., Any]) -> None:
+        """Autograd takes composites apart before the tracer can see them: ``kernel`` does it instead."""
+        _, packet, overload = name.split(".")
+        op = getattr(getattr(torch.ops.aten, packet), overload)
         library = torch.library.Library("aten", "IMPL")
+        spelt = packet if overload == "default" else f"{packet}.{overload}"
         for key in ("AutogradCPU", "AutogradCUDA"):
-            library.impl(f"{packet}.{overload}", kernel, key)
+            library.impl(spelt, lambda *args, **kwargs: kernel(op, args, kwargs), key)
         self._undo.append(library._destroy)
 
     # -- entering -------------------------------------------------------------------------------------
@@ -118,21 +140,5 @@ class Host:
             if not isinstance(data, Tensor):
                 tracer.host_data(out, tensors(data))
             return out
-
-        return wrapper
-
-    def _range_checked(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        """one_hot reads the smallest and largest index only to check them, unless it must count classes."""
-        tracer = self.tracer
-
-        @functools.wraps(original)
-        def wrapper(tensor: Tensor, num_classes: int = -1) -> Tensor:
-            if num_classes < 0:
-                return original(tensor, num_classes)
-            tracer.quiet += 1
-            try:
-                return original(tensor, num_classes)
-            finally:
-                tracer.quiet -= 1
 
         return wrapper

@@ -56,7 +56,6 @@ _WHY = {
         "scatter_reduce.amax scatter_reduce.amin index_reduce.amax index_reduce.amin"
     ),
     "a zero that is added vouches for its index wherever that could point": "index_reduce.prod",
-    "reads the smallest and largest index to check them": "nn.functional.one_hot",
     "every bin reads every value and all borders": "histogram histogramdd histc",
     "a row of one element is its bias but for rounding, which differs between kernels": (
         "nn.functional.layer_norm native_layer_norm"
