@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 import causaltrace
 from tests.small import VOCAB, Toy, nll, stream
