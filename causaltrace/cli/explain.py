@@ -10,9 +10,9 @@ import typer
 
 from causaltrace.cli.arguments import RecordingArgument
 from causaltrace.cli.recorded import failure, reports_of
+from causaltrace.graph.explain import explain as told
 from causaltrace.report import summary
 from causaltrace.report.model import Finding, Report
-from causaltrace.report.text import path_text
 
 FindingArgument = Annotated[
     str | None,
@@ -27,18 +27,18 @@ FindingArgument = Annotated[
 def explain(recording: RecordingArgument, finding: FindingArgument = None) -> None:
     """Print the whole path of a recorded finding: from the label to the score that it must not reach."""
     reports = reports_of(recording)
-    findings = [f for report in reports for f in report.violations]
-    if not findings:
+    if not any(report.violations for report in reports):
         typer.echo(f"causaltrace: {summary.plural(len(reports), 'watch', 'watches')} without findings")
         return
     if finding is None:
         _list(reports)
-    chosen = _chosen(findings, finding or "")
-    if not chosen:
+    chosen = [(report, _chosen(report.violations, finding or "")) for report in reports]
+    if not any(found for _, found in chosen):
         raise failure(f"no finding {finding}; see 'causaltrace explain {recording}' for those there are")
-    for group in summary.group(chosen)[: None if finding else 1]:
+    groups = [(report, group) for report, found in chosen for group in summary.group(found)]
+    for report, group in groups[: None if finding else 1]:
         assert group.witness is not None
-        typer.echo(path_text(group.witness))
+        typer.echo(told(group.witness, report))
 
 
 def _list(reports: Sequence[Report]) -> None:

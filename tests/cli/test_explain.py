@@ -13,8 +13,8 @@ def test_without_a_name_all_are_listed_and_the_worst_is_explained(tmp_path):
     assert [line.split()[0] for line in lines[:4]] == ["CT003:37", "CT002:7", "CT006:50", "CT001:20"]
     assert "240 findings at tests/report/samples.py:10" in lines[0]
     assert "CT003: label x_255 → score of 37 (218 positions ahead)" in lines
-    assert '    File "tests/report/samples.py", line 8, in fit' in lines
-    assert sum(line.startswith("path, ") for line in lines) == 1
+    assert '  File "tests/report/samples.py", line 8, in fit' in lines
+    assert sum(line.startswith("Path, ") for line in lines) == 1
 
 
 @pytest.mark.parametrize(
