@@ -89,14 +89,20 @@ class Ledger:
 
     def read(self, label: Cells) -> Cells:
         """The support of verbatim labels, at this moment and site: a path names the line that read them."""
-        key = ("read", self.version, self.algebra.site())
+        now = ("read", self.version)
+        key = (*now, self.algebra.site())
         out = label.moved.get(key)
         if out is None:
-            self.settle()
-            where = label.data[..., 0].to(self.device).long()
-            self.was_read[where[where >= 0]] = True
-            lattice, scored = self.algebra.lattice, self.is_scored.clone()
-            out = self.algebra.make(lambda data: lattice.read(data, scored), label, share=False)
+            known = label.moved.get(now)
+            if known is not None and known.origin is not None:  # read at another line already
+                out = self.algebra.make(known.origin.fn, label, share=False, data=known.data)
+            else:
+                self.settle()
+                where = label.data[..., 0].to(self.device).long()
+                self.was_read[where[where >= 0]] = True
+                lattice, scored = self.algebra.lattice, self.is_scored.clone()
+                out = self.algebra.make(lambda data: lattice.read(data, scored), label, share=False)
+                label.moved[now] = out
             label.moved[key] = out
         return out
 
