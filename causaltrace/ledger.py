@@ -68,6 +68,8 @@ class Ledger:
         self.candidates: list[Score] = []
         self.order: list[Tensor] = []  #: positions as they were scored, on the host
         self.latest: list[Tensor] = []  #: the latest label that reached each of these scores, -1 if none did
+        self.in_order = True  #: did every score come after the ones before it?
+        self._furthest = -1  #: position scored
         self._next_readout = 0
         self._first_marked = 0
         self._settled = True
@@ -87,14 +89,20 @@ class Ledger:
 
     def read(self, label: Cells) -> Cells:
         """The support of verbatim labels, at this moment and site: a path names the line that read them."""
-        key = ("read", self.version, self.algebra.site())
+        now = ("read", self.version)
+        key = (*now, self.algebra.site())
         out = label.moved.get(key)
         if out is None:
-            self.settle()
-            where = label.data[..., 0].to(self.device).long()
-            self.was_read[where[where >= 0]] = True
-            lattice, scored = self.algebra.lattice, self.is_scored.clone()
-            out = self.algebra.make(lambda data: lattice.read(data, scored), label, share=False)
+            known = label.moved.get(now)
+            if known is not None and known.origin is not None:  # read at another line already
+                out = self.algebra.make(known.origin.fn, label, share=False, data=known.data)
+            else:
+                self.settle()
+                where = label.data[..., 0].to(self.device).long()
+                self.was_read[where[where >= 0]] = True
+                lattice, scored = self.algebra.lattice, self.is_scored.clone()
+                out = self.algebra.make(lambda data: lattice.read(data, scored), label, share=False)
+                label.moved[now] = out
             label.moved[key] = out
         return out
 
@@ -204,11 +212,22 @@ class Ledger:
         if self.matrix.shape[1]:
             members = event.members.to(self.matrix)
             self.matrix.scatter_reduce_(0, position[:, None].expand_as(members), members, "amax")
+        if rows.numel():
+            first, last = torch.aminmax(rows[0])
+            self.in_order = self.in_order and int(first) > self._furthest
+            self._furthest = max(self._furthest, int(last))
         self.order.append(rows[0])
         self.latest.append(rows[1])
         self.version += 1
         self._settled = False
         return rows
+
+    def behind(self, x: Cells) -> bool:
+        """Has the latest label in ``x`` been scored, and do scores only go on from there? Looked at on the
+        host only. Then no score that it must not reach is to be expected, unless scores start over."""
+        if not self.in_order or x.data.device.type != "cpu" or not x.data.numel():
+            return False
+        return int(x.data[..., 0].max()) >> 1 <= self._furthest
 
     # -- time -----------------------------------------------------------------------------------------
 
@@ -303,6 +322,7 @@ class Ledger:
         self.is_scored.zero_()
         self.readout.fill_(-1)
         self.matrix.zero_()
+        self.in_order, self._furthest = True, -1
         self.order.clear()
         self.latest.clear()
         self.version += 1

@@ -61,7 +61,7 @@ class Tracer(TorchDispatchMode):
         record: Record | None = None,
     ) -> None:
         super().__init__()
-        self.algebra = Algebra(self.site, lattice or Horizon(), (record or Record()).made, keep_route)
+        self.algebra = Algebra(self.site, lattice or Horizon(), (record or Record()).made, self._forgetting)
         self.memory = Memory(self.algebra)
         self.ledger = Ledger(self.algebra, self.memory, device)
         self.recorder, self.strict = recorder, strict
@@ -78,6 +78,11 @@ class Tracer(TorchDispatchMode):
     def ops(self) -> list[Op]:
         """Every operation that ran."""
         return list(self._ops.values())
+
+    def _forgetting(self, x: Cells) -> None:
+        """The history of a support that is in use ends."""
+        if not self.ledger.behind(x):
+            keep_route(x)
 
     # -- where we are ---------------------------------------------------------------------------------
 
