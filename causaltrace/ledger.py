@@ -199,13 +199,15 @@ class Ledger:
         again = (known >= 0) & (known != sorted_number)
         twin = (sorted_position[1:] == sorted_position[:-1]) & (sorted_number[1:] != sorted_number[:-1])
         again[1:] |= twin
-        marks = torch.zeros_like(again)
-        marks[order] = again
-        event.again = marks.to(event.target.device)
+        first = known < 0
+        first[1:] &= sorted_position[1:] != sorted_position[:-1]
+        marks = torch.zeros(2, len(order), dtype=torch.bool, device=self.device)
+        marks[:, order] = torch.stack((again, first))
+        event.again = marks[0].to(event.target.device)
         latest = event.support[:, 0] >> 1
         if event.post is not None:
             latest = torch.maximum(latest, event.post[:, 0] >> 1)
-        rows = torch.stack((position, latest.to(position), self.readout[position] < 0))
+        rows = torch.stack((position, latest.to(position), marks[1]))
         rows = rows[:, self.readout[position] != number].to(torch.int32).cpu()
         self.readout[position] = number
         self.is_scored[position] = True

@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -82,7 +81,7 @@ class Judge:
             span = (int(lag.min()), int(lag.max()))
             self.record.scored(event.site, (event.cells, event.late), lag.size, span)
         self._catch_up()
-        self._scored += len(np.unique(position[first > 0]))
+        self._scored += int(first.sum())
         self.timeline.add(
             Moment(
                 "score",
