@@ -34,8 +34,9 @@ test: lint
 
 test-full: test
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.opdb --jobs 2
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.zoo --shard 0/2 & first=$$!; \
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.zoo --shard 1/2; second=$$?; wait $$first && exit $$second
+	if $(BIN)/python -c 'import transformers' 2>/dev/null; \
+	then OMP_NUM_THREADS=1 $(BIN)/python -m tests.zoo --jobs 2; \
+	else echo "no transformers here (Python 3.10): their models are not judged"; fi
 
 lint: $(READY)
 	$(BIN)/ruff check .

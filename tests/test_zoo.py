@@ -35,7 +35,7 @@ AHEAD = [(name, "eager") for name in NOT_CAUSAL] + [("XLNetLMHeadModel", "eager"
 
 @pytest.mark.parametrize(("name", "attention"), CAUSAL + AHEAD)
 def test_the_matrix_is_what_flips_find(name: str, attention: str) -> None:
-    row = run(models()[name], attention, values=2)
+    row = run((models()[name], attention), values=2)
     assert not row.problems and row.verdict is not None, row.problems or row.unbuilt
     assert row.verdict.exact
     expected = "violation" if (name, attention) in AHEAD else "clean"

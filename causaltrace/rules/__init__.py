@@ -140,7 +140,7 @@ TABLE: dict[str, Rule] = {
     **_rows(POINT, pointwise.heaviside, "heaviside"),
     **_rows(POINT, pointwise.join, "sub rsub lerp addcdiv maximum minimum dropout native_dropout "
             "masked_scale real imag complex polar _to_cpu nan_to_num clamp hardtanh threshold prelu "
-            "_prelu_kernel native_dropout_backward_mask hardswish hardsigmoid celu "
+            "_prelu_kernel native_dropout_backward_mask leaky_relu hardswish hardsigmoid celu "
             "softshrink hardshrink floor_divide gcd lcm "
             "binary_cross_entropy_with_logits_backward _add_relu _standard_gamma_grad gelu softplus mish "
             "xlogy isinf log_sigmoid_forward"),

@@ -2,7 +2,7 @@
 
 python -m tests.zoo --model MixtralForCausalLM --attention sdpa --show    one model, with what is not exact
 python -m tests.zoo --shard 0/2                                           every second model
-python -m tests.zoo --table docs/zoo.md                                   everything, written as a table
+python -m tests.zoo --jobs 2 --table docs/zoo.md                          everything, written as a table
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import argparse
 import sys
 import time
 import warnings
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -65,7 +66,8 @@ class Row(NamedTuple):
         return f"| {self.model} | {self.attention} | {found} | {note} |"
 
 
-def run(model: Model, attention: str, values: int = VALUES) -> Row:
+def run(case: tuple[Model, str], values: int = VALUES) -> Row:
+    model, attention = case
     try:
         return Row(model.name, attention, judge(model.build(attention), values))
     except Unbuilt as error:
@@ -130,6 +132,12 @@ def table(rows: list[Row]) -> str:
     )
 
 
+def _quiet() -> None:
+    warnings.simplefilter("ignore")
+    transformers.logging.set_verbosity_error()
+    torch.set_num_threads(1)
+
+
 def main() -> int:
     known = models()
     parser = argparse.ArgumentParser(prog="python -m tests.zoo", description=__doc__)
@@ -137,22 +145,21 @@ def main() -> int:
     parser.add_argument("--attention", choices=ATTENTION, help="one kind of attention (default: both)")
     parser.add_argument("--show", action="store_true", help="print what was found, pair by pair")
     parser.add_argument("--shard", default="0/1", help="every n-th model: i/n")
+    parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--table", type=Path, help="write the table here")
     args = parser.parse_args()
     if args.model not in (None, *known):
         parser.error("--model takes the name of a model as docs/zoo.md lists it")
-    warnings.simplefilter("ignore")
-    transformers.logging.set_verbosity_error()
-    torch.set_num_threads(1)
     shard, of = map(int, args.shard.split("/"))
     names = [args.model] if args.model else [n for i, n in enumerate(known) if i % of == shard]
+    cases = [(known[n], a) for n in names for a in ([args.attention] if args.attention else ATTENTION)]
     rows, start = [], time.perf_counter()
-    for name in names:
-        for attention in [args.attention] if args.attention else ATTENTION:
-            rows.append(run(known[name], attention))
+    with ProcessPoolExecutor(args.jobs, initializer=_quiet) as pool:
+        for row in pool.map(run, cases):
+            rows.append(row)
             if args.show:
-                show(rows[-1])
-            for problem in rows[-1].problems:
+                show(row)
+            for problem in row.problems:
                 print(problem, flush=True)
     built = [r.verdict for r in rows if r.verdict is not None]
     exact = sum(v.exact for v in built)
