@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import multiprocessing
 import sys
 import time
 import warnings
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -132,6 +134,21 @@ def table(rows: list[Row], elements: int) -> str:
     )
 
 
+def apart(one: Callable[[str], Row], name: str) -> Row:
+    """An op in a process of its own: there are kernels that crash on numbers that they do not check."""
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=lambda: sender.send(one(name)))
+    child.start()
+    sender.close()
+    try:
+        row: Row = receiver.recv()
+    except EOFError:
+        row = Row(name, problems=[f"CRASHED in {name}"])
+    child.join()
+    return row
+
+
 def _quiet() -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
@@ -165,9 +182,13 @@ def main() -> int:
     one = partial(
         run, limit=args.limit, only=args.sample, elements=args.elements, values=args.values, dtype=dtype
     )
-    with ProcessPoolExecutor(args.jobs, initializer=_quiet) as pool:
-        for row in pool.map(one, names):
+    with ThreadPoolExecutor(args.jobs) as pool:
+        for row in pool.map(partial(apart, one), names):
             rows.append(row)
+            if len(rows) % 100 == 0:
+                print(
+                    f"{len(rows)} of {len(names)} ops, {time.perf_counter() - start:.0f} s", file=sys.stderr
+                )
             for problem in row.problems:
                 print(problem, flush=True)
     print(f"{sum(r.counts['samples'] for r in rows)} samples, {time.perf_counter() - start:.0f} s")
