@@ -46,7 +46,8 @@ class Plain(TorchDispatchMode):
 class Truth:
     """A function's results at ``inputs`` and around them. Input elements are numbered through all inputs.
     ``values``: for some inputs, what their elements may be; else see ``others``. ``numbers``: what the
-    function may compare its inputs with. ``masks``: does it take -inf for what is masked?"""
+    function may compare its inputs with. ``masks``: does it take -inf for what is masked? ``finite``: is it
+    given finite numbers only?"""
 
     def __init__(
         self,
@@ -55,9 +56,10 @@ class Truth:
         values: Mapping[int, Sequence[Any]] | None = None,
         numbers: Iterable[float] = (),
         masks: bool = False,
+        finite: bool = False,
     ) -> None:
         self.fn, self.inputs, self.values = fn, inputs, values or {}
-        self.numbers, self.masks = list(numbers), masks
+        self.numbers, self.masks, self.finite = list(numbers), masks, finite
         self.where = [(i, e) for i, t in enumerate(inputs) for e in range(t.numel())]
         base = self.at(inputs)
         if base is None:
@@ -94,7 +96,7 @@ class Truth:
         found = torch.zeros(self.base.shape, dtype=torch.bool)
         i, e = self.where[element]
         kind, values = self.inputs[i].dtype, []
-        if kind.is_floating_point or kind.is_complex:
+        if (kind.is_floating_point or kind.is_complex) and not self.finite:
             values = [float("nan"), float("inf"), -float("inf")]
         elif kind == torch.bool and self.masks:
             values = [not self.inputs[i].reshape(-1)[e]]

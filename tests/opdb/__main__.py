@@ -25,6 +25,9 @@ from causaltrace.perturb import Refused
 from tests.opdb.judge import Verdict, judge
 from tests.opdb.samples import EXCLUDED, LARGER, Sample, all_ops, samples
 
+#: Other inputs that are looked at closely for one op.
+LONG = 10_000
+
 
 @dataclasses.dataclass
 class Row:
@@ -34,12 +37,14 @@ class Row:
     counts: Counter[str] = dataclasses.field(default_factory=Counter)
     reported: int = 0
     true: int = 0
+    looked: int = 0
     opaque: set[str] = dataclasses.field(default_factory=set)
     problems: list[str] = dataclasses.field(default_factory=list)
 
     def add(self, sample: Sample, verdict: Verdict) -> None:
         self.counts["samples"] += 1
         self.opaque |= set(verdict.opaque)
+        self.looked += verdict.looked
         self.reported += verdict.reported
         self.true += verdict.true
         where = f"{self.name} sample {sample.number}{' backward' if sample.backward else ''}: {sample.text}"
@@ -80,8 +85,8 @@ def run(
         if only is not None and sample.number != only:
             continue
         try:
-            # an op that is larger in some samples is looked at less closely in the others
-            effort = 1 if row.counts["larger"] < 3 else 1 / 8
+            # an op that is larger in some samples, or took long, is looked at less closely in the others
+            effort = 1 if row.counts["larger"] < 3 and row.looked < LONG else 1 / 8
             row.add(sample, judge(sample, elements, values, effort=effort))
         except Refused:
             row.counts["refused"] += 1

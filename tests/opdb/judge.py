@@ -33,6 +33,7 @@ class Verdict:
     opaque: list[str] = field(default_factory=list)
     horizon: bool = True
     judged: bool = True
+    looked: int = 0  #: other inputs that were looked at
 
     @property
     def exact(self) -> bool:
@@ -101,6 +102,7 @@ def judge(sample: Sample, elements: int = 24, values: int = 6, seed: int = 0, ef
                 break
             before = sum(int(hit.sum()) for hit in known.values())
             look(sample, here, {at: known[at] for at in hidden}, attempt, rng, values, out.missed)
+            out.looked += 1
             fruitless = 0 if sum(int(hit.sum()) for hit in known.values()) > before else fruitless + 1
     for at, hit in known.items():
         out.reported += int(here.reach[:, at].sum())

@@ -37,6 +37,8 @@ TRUSTING = (
     "lu_solve",
     "nn.functional.ctc_loss",
 )
+#: Ops whose kernels make places of floats without a look: these stay finite.
+PLACING = ("grid_sampler_2d", "grid_sampler_3d", "nn.functional.grid_sample")
 _WHY = {
     "which row becomes a pivot is decided by values: whole columns are joined": (
         "lu lu_unpack lu_solve linalg.lu linalg.lu_factor linalg.lu_factor_ex linalg.lu_solve "
@@ -87,7 +89,8 @@ class Sample(NamedTuple):
 
     def truth(self, inputs: tuple[Tensor, ...]) -> Truth:
         """Its results at, and around, some inputs."""
-        return Truth(self.fn, inputs, numbers=self.numbers, masks=any(part in self.op for part in MASKED))
+        masks = any(part in self.op for part in MASKED)
+        return Truth(self.fn, inputs, numbers=self.numbers, masks=masks, finite=self.op in PLACING)
 
 
 def name_of(op: Any) -> str:
