@@ -9,14 +9,18 @@ if TYPE_CHECKING:
     from causaltrace.custom import register_rule
     from causaltrace.depends import dependencies
     from causaltrace.report.model import Finding, Notice, Report
+    from causaltrace.static.audit import audit
+    from causaltrace.static.errors import AuditError
     from causaltrace.watcher import ViolationError, Watch, label, score, watch
 
 __all__ = [
+    "AuditError",
     "Finding",
     "Notice",
     "Report",
     "ViolationError",
     "Watch",
+    "audit",
     "dependencies",
     "label",
     "register_rule",
@@ -29,6 +33,8 @@ _HOMES = {
     "custom": ("register_rule",),
     "depends": ("dependencies",),
     "report.model": ("Finding", "Notice", "Report"),
+    "static.audit": ("audit",),
+    "static.errors": ("AuditError",),
     "watcher": ("ViolationError", "Watch", "label", "score", "watch"),
 }
 

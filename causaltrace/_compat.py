@@ -88,3 +88,22 @@ def held_by(t: Tensor) -> list[Tensor]:
 def fakes() -> FakeTensorMode:
     """A mode for trying out a function without values."""
     return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+def unfaked() -> tuple[type[Exception], ...]:
+    """What fake tensors raise where a result depends on values."""
+    from torch._subclasses import fake_tensor as f
+
+    return (f.DataDependentOutputException, f.DynamicOutputShapeException, f.UnsupportedOperatorException)
+
+
+def serialized(kind: str) -> dict[int, Any]:
+    """What the numbers in an exported program's JSON stand for."""
+    from torch._export.serde import serialize as s
+
+    tables = {
+        "as_scalar_type": s._SERIALIZE_TO_TORCH_DTYPE,
+        "as_layout": s._SERIALIZE_TO_TORCH_LAYOUT,
+        "as_memory_format": s._SERIALIZE_TO_TORCH_MEMORY_FORMAT,
+    }
+    return {int(number): value for number, value in tables[kind].items()}

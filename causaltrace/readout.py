@@ -10,6 +10,8 @@ from torch import Tensor
 
 from causaltrace.lattice.cells import Cells
 from causaltrace.ledger import Ledger
+from causaltrace.rules.call import known
+from causaltrace.rules.loss import charged_at
 from causaltrace.schema import Op
 from causaltrace.shadow import Shadow
 
@@ -69,7 +71,7 @@ def targets(op: Op, bound: dict[str, Any], index: Tensor, out: Tensor, read: Rea
     assert shadow is not None and shadow.label is not None
     label = shadow.label
     if is_loss(op):
-        charged = index != bound.get("ignore_index", -100)
+        charged = charged_at(index, bound.get("ignore_index", -100))
         label = ledger.algebra.keep(label, charged) or ledger.algebra.move(
             label, lambda d: torch.full_like(d, -1)
         )
@@ -123,6 +125,13 @@ def onehot(
     return None
 
 
+def _in_range(op: Op, bound: dict[str, Any], shadow: Shadow) -> Shadow | None:
+    """Labels that are not known are taken for class ids: no guard against negative ones changes them."""
+    low, high = bound.get("min"), bound.get("max")
+    guards = op.name in ("clamp", "clamp_min") and high is None and isinstance(low, int) and low <= 0
+    return Shadow(shadow.support, shadow.possible, label=shadow.label) if guards else None
+
+
 def unchanged(
     op: Op, bound: dict[str, Any], outs: list[Tensor], shadows: dict[int, Shadow], ledger: Ledger
 ) -> Shadow | None:
@@ -139,6 +148,8 @@ def unchanged(
         return None
     if len(outs) != 1 or outs[0] is x or outs[0].shape != x.shape or outs[0].dtype.is_floating_point:
         return None
+    if not known(x):
+        return _in_range(op, bound, shadow)
     same, algebra = outs[0] == x, ledger.algebra
     changed = algebra.keep(ledger.read(shadow.label), ~same)
     possible = None if shadow.possible is None else algebra.join(shadow.possible, changed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Protocol
 
 import torch
@@ -13,7 +13,7 @@ from causaltrace.lattice.cells import Algebra, Cells
 from causaltrace.ledger import Ledger, Pending
 from causaltrace.places import in_gradient_transform
 from causaltrace.readout import is_loss, onehot, selector, sums, targets, unchanged
-from causaltrace.rules.call import OpCall, live
+from causaltrace.rules.call import OpCall, known, live
 from causaltrace.rules.ordered import MAKERS, follow
 from causaltrace.schema import Op, tensors
 from causaltrace.shadow import UNHEDGED, Memory, Shadow
@@ -51,8 +51,12 @@ class Context(Protocol):
     strict: bool
     quiet: int
     backward: bool
+    blind: bool
 
     def site(self, phase: str | None = None) -> Site: ...
+    def represented(
+        self, bound: dict[str, Any], orders: Collection[int]
+    ) -> tuple[dict[str, Any], dict[int, int]]: ...
 
 
 class Step:
@@ -144,12 +148,14 @@ class Step:
         if any(s._replace(order=None)[1:] != UNHEDGED for s in self.shadows.values()):
             return  # labels and readouts move on planes of their own
         bare = self.bare("support")
+        bound, originals = self.tracer.represented(self.bound, orders)
+        orders |= {t: orders[original] for t, original in originals.items()}
 
         def own(t: Tensor) -> Cells | None:
             order = orders.get(id(t))
             return bare(t) if order is None else order.own
 
-        call = OpCall(self.op.name, self.bound, own, self.tracer.algebra, out=self.out)
+        call = OpCall(self.op.name, bound, own, self.tracer.algebra, out=self.out, blind=self.tracer.blind)
         found, settled = follow(call, self.op.rule.fn, self.kind == rules.POINT, orders)
         for i, cells in enumerate(settled or []):
             after.shadows[i] = after.shadows[i]._replace(support=cells)
@@ -171,9 +177,11 @@ class Step:
     def _sort_inputs(self) -> None:
         """Which inputs move as they are, and is a class read at a label?"""
         chosen: set[int] = set()
+        blind = False
         for name, value in self.bound.items():
             for t in tensors(value):
                 (chosen if name in SELECTORS else self.moved).add(id(t))
+                blind = blind or name in SELECTORS and not known(t)
         self.moved -= chosen
         if self.kind == rules.READ:
             self.index = selector(self.op, self.bound, self.tracer.memory.read)
@@ -182,6 +190,15 @@ class Step:
                 if self.index is None or self.index.shape != self.outs[0].shape:
                     self.index, self.kind = None, rules.LEAVE
             self.reduced = self.index is not None and sums(self.op, self.bound)
+        if blind and self.index is None and not self._one_branch():
+            self.kind = rules.LEAVE  # nobody knows which element is where
+
+    def _one_branch(self) -> bool:
+        """Does a condition that is not known choose between labels or readouts, and something else?"""
+        if self.op.rule.fn not in (rules.move.where, rules.move.masked_fill):
+            return False
+        moved = [s for t in self.moved if (s := self.shadows.get(t)) is not None]
+        return sum(not s.plain for s in moved) <= 1
 
     def cells(self, plane: str) -> Callable[[Tensor], Cells | None]:
         """Support of an input on a plane. Where an op moves elements, labels and readouts move with them
@@ -232,8 +249,9 @@ class Step:
         algebra = self.tracer.algebra
         full = self.full(plane)
         return OpCall(
-            self.op.name, self.bound, cells, algebra, plane, self.backward, self.out, selects, bare, full
-        )
+            self.op.name, self.bound, cells, algebra, plane, self.backward, self.out, selects, bare, full,
+            self.tracer.blind,
+        )  # fmt: skip
 
     def _run(self, plane: str, special: bool) -> list[Cells | None]:
         rule = rules.UNKNOWN.fn if self.kind == rules.OPAQUE else self.op.rule.fn

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Collection
 from typing import Any, Protocol
 
 import torch
@@ -47,6 +48,7 @@ class Tracer(TorchDispatchMode):
     """Follows supports through every operation. One per watch; the lock serves autograd's device threads."""
 
     supports_higher_order_operators = True
+    blind = False  #: are there values to look at?
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -99,6 +101,13 @@ class Tracer(TorchDispatchMode):
         if known is None:
             known = self._step_sites[self._op_name] = place(self._op_name, phase)
         return known
+
+    def represented(
+        self, bound: dict[str, Any], orders: Collection[int]
+    ) -> tuple[dict[str, Any], dict[int, int]]:
+        """Arguments with values in the place of the ``orders`` (ids of tensors) that are not known, which a
+        static audit has; and whose place each takes, by ids."""
+        return bound, {}
 
     def step_begins(self, *_: Any) -> None:
         if not self.updating:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from causaltrace.cli.audit import audit
 from causaltrace.cli.demo import demo
 from causaltrace.cli.explain import explain
 from causaltrace.cli.graph import graph
@@ -19,6 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("run", context_settings={"allow_interspersed_args": False})(run)
+app.command("audit")(audit)
 app.command("report")(report)
 app.command("explain")(explain)
 app.command("graph")(graph)

@@ -50,4 +50,8 @@ HELP: dict[str, str] = {
         "The verdict rests on a rule that a user registered. Check the rule with "
         "`causaltrace.testing.check_rule`."
     ),
+    "CT097": (
+        "What a static audit proves: for any weights and tokens, given the listed constants (masks, index "
+        "tables). Audit again if they change."
+    ),
 }

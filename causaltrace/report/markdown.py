@@ -30,7 +30,7 @@ def to_markdown(report: Report) -> str:
         *_worst(groups),
         *_blocking(report),
         "",
-        f"Limits: {summary.SCOPE}",
+        f"Limits: {summary.scope(report)}",
     ]
     if report.error is not None:
         lines.append(f"The watched block raised {code(report.error)}; this report is partial.")

@@ -31,6 +31,10 @@ ORDERS: dict[str, str] = {
 
 #: What a proof by this tool is about; every display says it.
 SCOPE = "The verdict is about this run: this program path, these weights, these tokens, eager execution."
+#: The same, of a static audit.
+AUDITED = (
+    "The verdict is about this program path and these shapes, for any weights and tokens: docs/static.md."
+)
 
 _UNNAMED_STREAM = "labels"
 
@@ -273,3 +277,8 @@ def short_file(file: str) -> str:
 
 def place(site: Site | None) -> str:
     return "" if site is None else f"{short_file(site.file)}:{site.line}"
+
+
+def scope(report: Report) -> str:
+    """What the verdict of this report is about."""
+    return AUDITED if any(n.kind == "CT097" for n in report.notes) else SCOPE

@@ -63,7 +63,7 @@ def renderable(report: Report) -> RenderableType:
         *notices("Values that left torch", report.escapes),
         *notices("Notes", summary.other_notes(report)),
         Text(),
-        Text(summary.SCOPE, style="dim"),
+        Text(summary.scope(report), style="dim"),
     )
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from causaltrace.lattice.cells import Cells
-from causaltrace.rules.call import OpCall, Result, absorb
+from causaltrace.rules.call import OpCall, Result, absorb, known
 from causaltrace.rules.pointwise import MASK_VALUE
 
 
@@ -25,12 +25,15 @@ def _heads(op: OpCall, c: Cells | None, heads: int) -> Cells | None:
     return op.lattice.move(c, lambda data: data.repeat_interleave(groups, dim=-4))
 
 
-def visible(mask: Tensor, q: Tensor, k: Tensor, scale: float | None = None) -> Tensor:
+def visible(mask: Tensor, q: Tensor, k: Tensor, scale: float | None = None, blind: bool = False) -> Tensor:
     """Which keys a mask lets through, compressed where it is expanded.
 
     An additive mask hides a key at -inf, and at a finite mask value as far below the row's best one: a row
-    whose keys are all at -1e9 is uniform over them. Where scores are as large as that, it hides nothing.
+    whose keys are all at -1e9 is uniform over them. Where scores are as large as that, it hides nothing;
+    ``blind``: they are not known, and taken for moderate.
     """
+    if not known(mask):
+        return torch.ones((1,) * mask.ndim, dtype=torch.bool)
     for d in range(mask.ndim):
         if mask.stride(d) == 0:
             mask = mask.narrow(d, 0, 1)
@@ -38,7 +41,7 @@ def visible(mask: Tensor, q: Tensor, k: Tensor, scale: float | None = None) -> T
         return mask
     low = max(MASK_VALUE, torch.finfo(mask.dtype).min / 2)
     hidden = (mask <= low) & (mask - mask.amax(-1, keepdim=True) <= low / 2)
-    if q.numel() and k.numel():
+    if q.numel() and k.numel() and not blind:
         factor = q.shape[-1] * (q.shape[-1] ** -0.5 if scale is None else abs(scale))
         hidden = hidden & (q.abs().amax().float() * k.abs().amax().float() * factor < -low / 4)
     return ~(hidden | (mask == -torch.inf))
@@ -91,7 +94,7 @@ def _call(op: OpCall) -> _Call:
     if causal and not square:
         seen = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).tril()
     elif mask is not None and not causal:
-        seen = visible(mask, q, k, op.get("scale"))
+        seen = visible(mask, q, k, op.get("scale"), op.blind)
     masked = None if mask is None else lattice.reduce(op.of(mask), [mask.ndim - 1])
     return _Call(k.shape[-3] if k.ndim >= 3 else 1, query, keys, masked, seen, causal and square)
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from causaltrace._compat import is_fake
 from causaltrace.lattice.cells import Algebra, Cells
 
 Result = Cells | None | list[Cells | None]
@@ -32,10 +33,23 @@ class OpCall:
 
     ``args`` maps schema names to values (defaults left out: use ``get``). ``cells(name)`` is the support of
     a tensor argument (a list for list arguments) on the plane that is being computed; None is bottom.
-    ``out`` is what the op returned, or None when the rule runs before an in-place op.
+    ``out`` is what the op returned, or None when the rule runs before an in-place op. ``blind``: floats that
+    are NaN are not known (a static audit).
     """
 
-    __slots__ = ("_cells", "args", "backward", "bare", "full", "lattice", "name", "out", "plane", "selects")
+    __slots__ = (
+        "_cells",
+        "args",
+        "backward",
+        "bare",
+        "blind",
+        "full",
+        "lattice",
+        "name",
+        "out",
+        "plane",
+        "selects",
+    )
 
     def __init__(
         self,
@@ -49,9 +63,11 @@ class OpCall:
         selects: bool = False,
         bare: Callable[[Tensor], Cells | None] | None = None,
         full: Callable[[Tensor], Cells | None] | None = None,
+        blind: bool = False,
     ) -> None:
         self.name, self.args, self._cells, self.lattice = name, args, cells, lattice
         self.plane, self.backward, self.out, self.selects = plane, backward, out, selects
+        self.blind = blind
         #: As ``of``, without the labels that a tensor's elements themselves are.
         self.bare = bare or cells
         #: As ``of``, with these labels in any case.
@@ -108,8 +124,24 @@ class OpCall:
         return sorted({int(d) % max(n, 1) for d in value})
 
 
+def known(t: Tensor) -> bool:
+    """Are there values to look at? A static audit has none of integers and bools that depend on data; floats
+    that do are NaN, which equals nothing and is nonzero."""
+    return not is_fake(t)
+
+
+def anywhere(op: OpCall, c: Cells | None, dim: int, index: Tensor) -> Cells | None:
+    """``c``, to be read along ``dim`` at ``index``: of all of it where nobody knows where that points."""
+    return c if known(index) else op.lattice.reduce(c, [dim])
+
+
 def live(t: Tensor, keep: Collection[int]) -> Tensor:
     """Is anything nonzero? One bool per index of the dims ``keep``; the others become size 1."""
+    if not known(t):
+        return torch.ones([n if d in keep else 1 for d, n in enumerate(t.shape)], dtype=torch.bool)
+    for d in range(t.ndim):  # what is broadcast need not be looked at again and again
+        if t.shape[d] > 1 and t.stride(d) == 0 and d not in keep:
+            t = t.narrow(d, 0, 1)
     gone = [d for d in range(t.ndim) if d not in keep and t.shape[d] != 1]
     if t.dtype.is_floating_point:  # several times as fast as a comparison; NaN counts as nonzero
         return (t.abs().amax(gone, keepdim=True) if gone and t.numel() else t) != 0
@@ -125,6 +157,8 @@ def all_live(t: Tensor, keep: Collection[int]) -> bool:
     first element of each slice, which mostly settles it."""
     if t.device.type != "cpu" or not t.numel():
         return False
+    if not known(t):
+        return True
     return bool(t[tuple([slice(None) if d in keep else 0 for d in range(t.ndim)])].all())
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from causaltrace.lattice.cells import Cells
-from causaltrace.rules.call import OpCall, Result
+from causaltrace.rules.call import OpCall, Result, anywhere, known
 
 
 def index_cells(op: OpCall, places: int) -> Cells | None:
@@ -26,6 +26,7 @@ def embedding(op: OpCall) -> Result:
     index, table = op.tensor("indices"), op.cells("weight")
     where = op.cells("indices") if op.tensor("weight").shape[0] > 1 else None
     where = None if where is None else lattice.unsqueeze(where, len(where.dims))
+    table = anywhere(op, table, 0, index)
     if table is None:
         return where
     if table.dims[0] == 1:
@@ -55,6 +56,8 @@ def gather(op: OpCall) -> Result:
         if op.selects and op.moves_values:
             c = _class_row(op, c, dim)
         c = _narrowed(op, c, index.shape, dim)
+        c = anywhere(op, c, dim, index)
+        assert c is not None
         if c.dims[dim] != 1:
             wide = [index.shape[d] if d == dim or c.dims[d] != 1 else 1 for d in range(x.ndim)]
             rest = [d for d in range(x.ndim) if d != dim and wide[d] == 1 and index.shape[d] != 1]
@@ -80,7 +83,7 @@ def _gathered_one(op: OpCall, c: Cells | None, places: int, index: Tensor) -> Ce
     if c is not None and (c.uniform or op.selects and op.moves_values):
         c = lattice.everything(c, index.ndim)
     elif c is not None:
-        c = lattice.move(c, lambda data: data[index])
+        c = lattice.move(c, lambda data: data[index]) if known(index) else lattice.everything(c, index.ndim)
     return lattice.join(c, index_cells(op, places))
 
 
@@ -100,6 +103,7 @@ def index_select(op: OpCall) -> Result:
     if not op.tensor("self").ndim:
         return c
     dim = op.dim()
+    c = anywhere(op, c, dim, index)
     if c is not None and c.dims[dim] != 1:
         c = lattice.move(c, lambda data: data.index_select(dim, index), held=index.numel() * 8)
     where = index_cells(op, op.tensor("self").shape[dim])
@@ -120,10 +124,14 @@ def index(op: OpCall) -> Result:
         if op.selects and op.moves_values:  # a readout: the class dim is the last one indexed
             last = max(d for d, t in enumerate(indices) if t is not None)
             c = _class_row(op, c, last)
+        for d, t in _spans(indices):
+            c = c if t is None else anywhere(op, c, d, t)
+            assert c is not None
+        read = _fixed(indices)
         if any(c.dims[d] != 1 for d, t in _spans(indices) if t is not None):
             wide = [x.shape[d] if d in _indexed(indices) else c.dims[d] for d in range(x.ndim)]
             c = lattice.move(
-                c, lambda data: _take(data.expand(*wide, data.shape[-1]), indices), held=_held(indices)
+                c, lambda data: _take(data.expand(*wide, data.shape[-1]), read), held=_held(read)
             )
         else:
             shape = _result_dims(x, indices, c)
@@ -133,6 +141,13 @@ def index(op: OpCall) -> Result:
         where = lattice.reshaped(where, (1,) * op.out.ndim) if isinstance(op.out, Tensor) else where
     exact = _index_cells(op, x, indices) if op.moves_values else None
     return lattice.join(c, exact if exact is not None else where)
+
+
+def _fixed(indices: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Indices that are not known point at the first place: the support is the same for all of them."""
+    return [
+        t if t is None or known(t) else torch.zeros((), dtype=torch.long).expand(t.shape) for t in indices
+    ]
 
 
 def _held(indices: Sequence[Tensor | None]) -> int:
@@ -252,7 +267,8 @@ def nonzero_static(op: OpCall) -> Result:
     all of them, and beyond as many places as elements on none."""
     lattice, x, c = op.lattice, op.tensor("self"), op.cells("self")
     inside = torch.arange(op.out.shape[0], device=x.device).unsqueeze(1) < x.numel()
-    if c is None or c.uniform:
+    nowhere = op.blind and x.is_floating_point() and bool(x.isnan().any())
+    if c is None or c.uniform or nowhere:
         return lattice.keep(lattice.everything(c, 2), inside)
     shape = tuple(x.shape)
     flat = lattice.move(c, lambda data: data.expand(*shape, -1).reshape(-1, data.shape[-1]))
@@ -276,7 +292,7 @@ def distinct(op: OpCall) -> Result:
 def take(op: OpCall) -> Result:
     """out[i] = S(index_i) | S(element index_i of the flattened tensor)."""
     lattice, x, index = op.lattice, op.tensor("self"), op.tensor("index")
-    c = op.cells("self")
+    c = op.cells("self") if known(index) else lattice.everything(op.cells("self"), x.ndim)
     if c is not None and not c.uniform:
         shape = tuple(x.shape)
         c = lattice.move(

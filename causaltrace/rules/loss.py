@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from causaltrace.lattice.cells import Cells
-from causaltrace.rules.call import OpCall, Result, absorb
+from causaltrace.rules.call import OpCall, Result, absorb, known
 from causaltrace.rules.scatter import land
 
 #: Elements of a gradient that are told apart class by class. In larger ones a position's classes share one
@@ -26,7 +26,16 @@ def rows(op: OpCall) -> Cells | None:
     if "linear_weight" in op.args:
         return _linear_rows(op)
     row = op.lattice.reduce(op.cells("self"), [class_dim(op)], keepdim=False)
-    return op.lattice.keep(row, _label(op) != op.get("ignore_index", -100))
+    return op.lattice.keep(row, charged_at(_label(op), op.get("ignore_index", -100)))
+
+
+def charged_at(label: Tensor, ignored: int) -> Tensor:
+    """Which positions count. Labels that are not known are taken for class ids, which are never negative."""
+    if known(label):
+        return label != ignored
+    if ignored >= 0:
+        raise ValueError("whether a label that is not known is the ignored class")
+    return torch.ones((), dtype=torch.bool).expand(label.shape)
 
 
 def _label(op: OpCall) -> Tensor:
@@ -41,7 +50,7 @@ def _label_cells(op: OpCall, c: Cells | None) -> Cells | None:
 
 def _picked(op: OpCall, c: Cells | None, label: Tensor, dim: int) -> Cells | None:
     """S(the element that the label names along ``dim``), without this dim."""
-    if c is None or c.dims[dim] == 1:
+    if c is None or c.dims[dim] == 1 or not known(label):
         return op.lattice.reduce(c, [dim], keepdim=False)
     at = label.clamp(0, c.dims[dim] - 1).unsqueeze(dim).unsqueeze(-1)
     return op.lattice.move(c, lambda data: data.take_along_dim(at, dim).squeeze(dim), held=at.numel() * 8)
@@ -49,7 +58,7 @@ def _picked(op: OpCall, c: Cells | None, label: Tensor, dim: int) -> Cells | Non
 
 def _class_weight(op: OpCall, c: Cells | None, label: Tensor) -> Cells | None:
     """S(weight of the class that the label names) of every position, from S(class weights)."""
-    if c is None or c.uniform:
+    if c is None or c.uniform or not known(label):
         return op.lattice.everything(c, label.ndim)
     at = label.clamp(0, c.dims[0] - 1)
     return op.lattice.move(c, lambda data: data[at], held=at.numel() * 8)
@@ -63,7 +72,7 @@ def nll_loss(op: OpCall) -> Result:
     index = _label_cells(op, op.cells("target"))
     if op.selects:
         return [lattice.join(rows(op), index, lattice.everything(op.cells("weight"), label.ndim)), None]
-    charged = label != op.get("ignore_index", -100)
+    charged = charged_at(label, op.get("ignore_index", -100))
     weight = lattice.keep(_class_weight(op, op.cells("weight"), label), charged)
     per = lattice.join(
         lattice.keep(_picked(op, op.cells("self"), label, class_dim(op)), charged), weight, index
@@ -102,8 +111,8 @@ def nll_loss_backward(op: OpCall) -> Result:
     read = absorb(op, grad, own, lattice.join(rest, total))
     label = label.unsqueeze(dim)
     ignored = op.get("ignore_index", -100)
-    charged = label != ignored
-    if x.numel() > CLASS_LIMIT:
+    charged = charged_at(label, ignored)
+    if x.numel() > CLASS_LIMIT or not known(label):
         return lattice.join(lattice.keep(read, charged), lattice.keep(named, ~charged))
     classes = torch.arange(x.shape[dim], device=x.device).reshape(-1, *(1,) * (x.ndim - 1 - dim))
     at, dead = charged & (label == classes), charged & (grad == 0)
@@ -249,14 +258,14 @@ def _linear_rows(op: OpCall, of: Callable[[Tensor], Cells | None] | None = None)
     weights = [op.get(name) for name in ("linear_weight", "linear_bias")]
     row = lattice.reduce(of(op.tensor("input")), [1], keepdim=False)
     row = lattice.join(row, *[lattice.everything(of(w), 1) for w in weights if w is not None])
-    return lattice.keep(row, op.tensor("target") != op.get("ignore_index", -100))
+    return lattice.keep(row, charged_at(op.tensor("target"), op.get("ignore_index", -100)))
 
 
 def _linear_read(op: OpCall, of: Callable[[Tensor], Cells | None]) -> Cells | None:
     """What a position's loss and gradients read: S(row) | S(weights) | S(its class's weight) | S(label)."""
     label, weight = op.tensor("target"), op.get("weight")
     weight = None if weight is None else _class_weight(op, of(weight), label)
-    weight = op.lattice.keep(weight, label != op.get("ignore_index", -100))
+    weight = op.lattice.keep(weight, charged_at(label, op.get("ignore_index", -100)))
     return op.lattice.join(_linear_rows(op, of), weight, of(label))
 
 
@@ -290,5 +299,5 @@ def _total_weight(op: OpCall) -> Cells | None:
     lattice, label, weight = op.lattice, op.tensor("target"), op.get("weight")
     of = op.full if _weighs(op) else op.bare
     out = None if weight is None else _class_weight(op, of(weight), label)
-    out = lattice.keep(out, label != op.get("ignore_index", -100))
+    out = lattice.keep(out, charged_at(label, op.get("ignore_index", -100)))
     return lattice.everything(lattice.join(out, of(label)), 1)

@@ -117,7 +117,8 @@ def _dense(factor: Tensor) -> bool:
     if factor.device.type != "cpu" or not factor.dtype.is_floating_point or not factor.numel():
         return False
     if factor.numel() <= BORDERS:
-        return bool(factor.abs().amin())
+        least = factor.abs().amin()
+        return bool(least) and not bool(least.isnan())
     rows, columns = (max(1, n - 1) for n in factor.shape[-2:])
     return bool(factor[..., ::rows, :].all()) and bool(factor[..., ::columns].all())
 
@@ -190,7 +191,8 @@ def _plus(op: OpCall, product_cells: Cells | None) -> Cells | None:
     if product_cells is not None and mask.ndim > 1 and not unfit and may_mask(bias):
         low = mask <= max(MASK_VALUE, torch.finfo(mask.dtype).min / 2)
         if low.device.type != "cpu" or bool(low.any()):
-            product_cells = op.lattice.keep(product_cells, ~(low & (out == mask)))
+            swallowed = (out == mask) | out.isnan() if op.blind else out == mask
+            product_cells = op.lattice.keep(product_cells, ~(low & swallowed))
     return op.lattice.join(product_cells, bias)
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from causaltrace.lattice.cells import Cells
-from causaltrace.rules.call import OpCall, Result, live, varied
+from causaltrace.rules.call import OpCall, Result, known, live, varied
 from causaltrace.rules.pointwise import MASK_VALUE
 
 
@@ -197,13 +197,14 @@ def _choose(op: OpCall, cond: Tensor, yes: Any, no: Any) -> Cells | None:
         picked_yes = live(cond, tuple(dims)) if cond.ndim else cond
         picked_no = live(~cond, tuple(dims)) if cond.ndim else ~cond
         return lattice.join(lattice.keep(cy, _align(picked_yes, cy)), lattice.keep(cn, _align(picked_no, cn)))
-    return lattice.join(lattice.keep(cy, _align(cond, cy)), lattice.keep(cn, _align(~cond, cn)))
+    taken = live(cond, range(cond.ndim)), live(~cond, range(cond.ndim))
+    return lattice.join(lattice.keep(cy, _align(taken[0], cy)), lattice.keep(cn, _align(taken[1], cn)))
 
 
 def _hides(value: Any) -> bool:
     """Is this the value that hides a key from a softmax? Looked at on the host only."""
     if isinstance(value, Tensor):
-        return value.ndim == 0 and value.device.type == "cpu" and bool(value <= MASK_VALUE)
+        return known(value) and value.ndim == 0 and value.device.type == "cpu" and bool(value <= MASK_VALUE)
     return isinstance(value, float) and value <= MASK_VALUE
 
 

@@ -27,7 +27,7 @@ from causaltrace.order import (
     Order,
 )
 from causaltrace.rules import index, matmul, move, norm, reduce
-from causaltrace.rules.call import OpCall, Result
+from causaltrace.rules.call import OpCall, Result, known
 
 Orders = Mapping[int, Order]
 #: Integers survive in these.
@@ -97,14 +97,19 @@ def _slots(orders: Orders, t: object, dim: int | None = None) -> Order | None:
 def _sort(op: OpCall, orders: Orders) -> Followed:
     """A sorted vector: a new permutation, or, of a permutation, its inverse."""
     x, c = op.tensor("self"), op.cells("self")
-    known = orders.get(id(x))
+    before = orders.get(id(x))
     descending = bool(op.get("descending", False))
-    if known is not None and known.role == PERMUTATION and not descending:
-        return Followed([None, Order(known.arrangement, INVERSE, 0, None)])
-    if known is not None or c is None or x.ndim != 1 or len(x) < 2:
+    if before is not None and before.role == PERMUTATION and not descending:
+        return Followed([None, Order(before.arrangement, INVERSE, 0, None)])
+    if before is not None or c is None or x.ndim != 1 or len(x) < 2:
         return NOTHING
     places: Tensor = op.out[1]
-    own = c if c.uniform else op.lattice.move(c, lambda data: data[places], held=places.numel() * 8)
+    # which item is in which slot may be unknown: any order shows what an order cancels out to
+    own = (
+        c
+        if c.uniform or not known(places)
+        else op.lattice.move(c, lambda data: data[places], held=places.numel() * 8)
+    )
     permutation = Arrangement(len(x), own)
     role = KEYS if not descending and not x.is_floating_point() else ITEMS
     return Followed([Order(permutation, role, 0, own), Order(permutation, PERMUTATION, 0, None)])

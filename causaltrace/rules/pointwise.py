@@ -73,7 +73,11 @@ def either(op: OpCall) -> Result:
         return join(op)
     if op.name != "logical_or" and not a.dtype == b.dtype == torch.bool:
         return join(op)
-    return _cut(op, a == 0, b == 0, op.of(a), op.of(b))
+    return _cut(op, _may_be_zero(op, a), _may_be_zero(op, b), op.of(a), op.of(b))
+
+
+def _may_be_zero(op: OpCall, t: Tensor) -> Tensor:
+    return (t == 0) | t.isnan() if op.blind and t.is_floating_point() else t == 0
 
 
 def _meet(op: OpCall, a: Tensor, b: Tensor, ca: Cells | None, cb: Cells | None) -> Cells | None:
@@ -135,7 +139,11 @@ def _swallows(op: OpCall, mask: Tensor, x: Tensor) -> Tensor | None:
     low = max(MASK_VALUE, torch.finfo(mask.dtype).min / 2)
     if not bool((mask <= low).any()):  # waits for a device, but only for constants and what varies by key
         return None
-    return (mask <= low) & ((x + mask).to(mask.dtype) == mask)
+    total = (x + mask).to(mask.dtype)
+    swallowed = total == mask
+    if op.blind:  # what is not known is taken for moderate
+        swallowed = swallowed | total.isnan()
+    return (mask <= low) & swallowed
 
 
 def grad_of(op: OpCall) -> Result:
@@ -195,10 +203,10 @@ def _halves(op: OpCall, c: Cells | None, dim: int) -> list[Cells | None]:
 
 def heaviside(op: OpCall) -> Result:
     """S(self), and S(values) where self is 0: elsewhere they are not read."""
-    own, values = op.cells("self"), op.cells("values")
+    own, values, x = op.cells("self"), op.cells("values"), op.tensor("self")
     if values is None:
         return own
-    return op.lattice.join(own, op.lattice.keep(values, op.tensor("self") == 0))
+    return op.lattice.join(own, op.lattice.keep(values, ~((x > 0) | (x < 0))))
 
 
 def glu(op: OpCall) -> Result:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from causaltrace.lattice.cells import Cells
-from causaltrace.rules.call import OpCall, Result, live, varied
+from causaltrace.rules.call import OpCall, Result, known, live, varied
 from causaltrace.rules.index import _narrowed, clamped, index_cells
 
 #: Elements of a shadow that a landing may spell out; larger ones get one joined value.
@@ -80,7 +80,7 @@ def index_put(op: OpCall) -> Result:
     if one_mask and not add:
         return _masked_put(op, indices)
     big = x.numel() > LAND_LIMIT and (new is None or new.uniform)
-    if big or (new is None and (add or base is None)):
+    if big or not all(map(known, given)) or (new is None and (add or base is None)):
         out = lattice.join(base, lattice.everything(new, x.ndim))
     else:
         places = _numbers(x.shape, x.device)[tuple(slice(None) if t is None else t for t in indices)]
@@ -121,11 +121,13 @@ def _masked_put(op: OpCall, indices: list[Tensor | None]) -> Cells | None:
     assert mask is not None
     dims = (1,) * before + tuple(mask.shape) + (1,) * (x.ndim - before - mask.ndim)
     chosen = mask.bool().reshape(dims)
+    beside = live(~chosen, range(x.ndim))
+    chosen = live(chosen, range(x.ndim))
     own = op.of(mask) if op.moves_values else None
     if own is not None:
         own = lattice.reshaped(own, (1,) * before + own.dims + (1,) * (x.ndim - before - mask.ndim))
     new = lattice.keep(lattice.everything(op.cells("values"), x.ndim), chosen)
-    return lattice.join(lattice.keep(op.cells("self"), ~chosen), new, own)
+    return lattice.join(lattice.keep(op.cells("self"), beside), new, own)
 
 
 def _pointed(
@@ -210,7 +212,7 @@ def scatter(op: OpCall) -> Result:
     lines = lattice.join(where, vouching)
     out = base
     varies = _full(new, dim) or overwrite and _full(base, dim)
-    if varies and not cut:
+    if varies and not cut and known(index):
         out = _scattered(op, base, new, x, index, dim, overwrite)
     elif new is not None:
         lines = lattice.join(lines, new)
@@ -280,8 +282,8 @@ def index_write(op: OpCall) -> Result:
     pointed = lattice.reduce(lattice.join(where, vouching), [dim])
     sizes = [x.shape[d] if d == dim or _full(base, d) or _full(new, d) else 1 for d in range(x.ndim)]
     small = new is not None and torch.Size(sizes).numel() <= LAND_LIMIT
-    if not (overwrite or small or _full(new, dim)):
-        out = lattice.join(base, new)
+    if not (overwrite or small or _full(new, dim)) or not known(index):
+        out = lattice.join(base, lattice.reduce(new, [dim]))
     else:
         numbers = _numbers(sizes, x.device)
         places = numbers.index_select(dim, index.reshape(-1))
@@ -304,7 +306,7 @@ def embedding_backward(op: OpCall) -> Result:
         some = live(grad, tuple(range(grad.ndim - 1)))
         where, vouching = lattice.keep(where, some[..., 0]), lattice.keep(own, ~some)
     rows = int(op.args["num_weights"])
-    if own is None or own.uniform or rows * own.dims[-1] > LAND_LIMIT:
+    if own is None or own.uniform or rows * own.dims[-1] > LAND_LIMIT or not known(index):
         return lattice.join(lattice.everything(own, 2), lattice.everything(where, 2))
     last = own.dims[-1]
     places = index.unsqueeze(-1) * last + torch.arange(last, device=index.device)

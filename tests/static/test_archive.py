@@ -1,0 +1,195 @@
+"""Graphs, exported programs and ``.pt2`` files, also ones that mean harm."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
+from typer.testing import CliRunner
+
+import causaltrace
+from causaltrace.cli import app
+
+
+class Net(nn.Module):
+    def __init__(self, ahead: bool) -> None:
+        super().__init__()
+        self.embedding, self.head, self.ahead = nn.Embedding(11, 8), nn.Linear(8, 11), ahead
+        self.register_buffer("past", torch.ones(16, 16).tril())
+
+    def forward(self, input_ids: Tensor) -> dict[str, Tensor]:
+        x = self.embedding(input_ids)
+        n = input_ids.shape[1]
+        mixed = self.past[:n, :n] @ x
+        return {"logits": self.head(mixed), "other": self.head(x.roll(-1, 1) if self.ahead else x)}
+
+
+IDS = torch.zeros(2, 8, dtype=torch.long)
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    path = tmp_path / "net.pt2"
+    torch.export.save(torch.export.export(Net(True), (IDS,)), path)
+    return path
+
+
+def test_a_program_and_its_file(saved: Path) -> None:
+    program = torch.export.export(Net(True), (IDS,))
+    for target in (program, saved, str(saved)):
+        assert causaltrace.audit(target).status == "clean"
+        assert "constants: float32 [8, 8] at test_archive.py:" in causaltrace.audit(target).notes[0].message
+        leak = causaltrace.audit(target, labels="input_ids", scores="other")
+        assert leak.status == "violation"
+        hop = leak.violations[0].path[0]
+        assert hop.site.file == __file__ and "self.embedding(input_ids)" in hop.site.source
+        assert hop.site.module == "embedding"
+
+
+def test_other_sizes(tmp_path: Path) -> None:
+    auto = torch.export.Dim.AUTO
+    program = torch.export.export(Net(True), (IDS,), dynamic_shapes=({0: auto, 1: auto},))
+    torch.export.save(program, tmp_path / "net.pt2")
+    for target in (program, tmp_path / "net.pt2"):
+        assert len(causaltrace.audit(target).positions) == 14
+        assert len(causaltrace.audit(target, torch.zeros(1, 16, dtype=torch.long)).positions) == 15
+
+
+def test_nodes_of_a_graph_get_supports() -> None:
+    net = Net(True)
+    graph = make_fx(lambda ids: net(ids)["logits"])(IDS)
+    assert causaltrace.audit(graph, IDS).status == "clean"
+    supports = {n.name: n.meta.get("support") for n in graph.graph.nodes}
+    assert supports["embedding"].shape == (2, 8, 1)
+    assert supports["bmm"][0, :, 0].tolist() == list(range(8))
+    traced = torch.fx.symbolic_trace(nn.Sequential(nn.Embedding(11, 8), nn.Linear(8, 11)))
+    assert causaltrace.audit(traced, IDS).status == "clean"
+
+
+def rewritten(path: Path, change: Callable[[Any], Any], name: str = "models/model.json") -> None:
+    """The file with one member changed."""
+    with zipfile.ZipFile(path) as old:
+        members = {n: old.read(n) for n in old.namelist()}
+    key = next(n for n in members if n.endswith(name))
+    members[key] = change(members[key])
+    with zipfile.ZipFile(path, "w") as new:
+        for n, data in members.items():
+            new.writestr(n, data)
+
+
+def calling(target: str) -> Callable[[bytes], bytes]:
+    def change(data: bytes) -> bytes:
+        module = json.loads(data)
+        module["graph_module"]["graph"]["nodes"][0]["target"] = target
+        return json.dumps(module).encode()
+
+    return change
+
+
+FOREIGN = (
+    "torch.hub.load",
+    "torch.load",
+    "os.system",
+    "_operator.attrgetter",
+    "torch.ops.aten.from_file.default",
+    "torch.ops.higher_order.cond",
+    "torch.ops.aten.no_such.default",
+    "#mine:thing",
+)
+
+
+@pytest.mark.parametrize("target", FOREIGN)
+def test_functions_of_a_file_are_not_called(saved: Path, target: str) -> None:
+    rewritten(saved, calling(target))
+    with pytest.raises(causaltrace.AuditError, match="no operation of this torch"):
+        causaltrace.audit(saved)
+
+
+def test_pickles_are_not_opened(saved: Path, tmp_path: Path) -> None:
+    class Harm:
+        def __reduce__(self) -> Any:
+            return (Path.touch, (tmp_path / "harm",))
+
+    import pickle
+
+    rewritten(saved, lambda _: pickle.dumps(Harm()), "sample_inputs/model.pt")
+
+    def pickled(data: bytes) -> bytes:
+        config = json.loads(data)
+        for entry in config["config"].values():
+            entry["use_pickle"] = True
+        return json.dumps(config).encode()
+
+    rewritten(saved, pickled, "weights/model_weights_config.json")
+    rewritten(saved, lambda _: pickle.dumps(Harm()), "weights/weight_0")
+    assert causaltrace.audit(saved).status in ("clean", "violation")
+    assert not (tmp_path / "harm").exists()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: b"",
+        lambda data: b"{",
+        lambda data: b"[1, 2]",
+        lambda data: data.replace(b'"nodes"', b'"knots"'),
+        lambda data: data.replace(b"as_tensor", b"as_sensor"),
+        lambda data: data.replace(b'"name": "embedding"', b'"name": "nobody"', 1),
+    ],
+)
+def test_damaged_files(saved: Path, damage: Callable[[bytes], bytes]) -> None:
+    rewritten(saved, damage)
+    with pytest.raises(causaltrace.AuditError):
+        causaltrace.audit(saved)
+
+
+def test_what_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(causaltrace.AuditError, match=r"cannot read .*No such file"):
+        causaltrace.audit(tmp_path / "none.pt2")
+    (tmp_path / "text.pt2").write_text("hello")
+    with pytest.raises(causaltrace.AuditError, match=r"no \.pt2 file"):
+        causaltrace.audit(tmp_path / "text.pt2")
+
+
+# -- the command ------------------------------------------------------------------------------------------
+
+MODULE = """
+import torch
+def net(ids):
+    return torch.nn.functional.embedding(ids, torch.zeros(11, 11, requires_grad=True))
+def ahead(ids):
+    return net(ids).roll(-1, 0)
+def made():
+    return ahead, torch.zeros(6, dtype=torch.long)
+def branch(ids):
+    return net(ids) if ids.sum() else None
+"""
+
+
+def test_the_command(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "audited_module.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    out = tmp_path / "report.json"
+    for arguments, code, words in (
+        (["net.pt2"], 0, "CLEAN"),
+        (["net.pt2", "--labels", "input_ids", "--scores", "other", "--json", str(out)], 1, "VIOLATION"),
+        (["audited_module:net", "-i", "8"], 0, "CLEAN"),
+        (["audited_module:ahead", "--input", "8:int32"], 1, "VIOLATION"),
+        (["audited_module:made"], 1, "VIOLATION"),
+        (["audited_module:branch", "-i", "8"], 2, "audited_module.py:10"),
+        (["audited_module:none"], 2, "no attribute"),
+        (["nowhere:net"], 2, "No module named"),
+        (["audited_module"], 2, "names no target"),
+        (["audited_module:net", "-i", "8:int99"], 2, "give a shape"),
+        (["none.pt2"], 2, "No such file"),
+    ):
+        result = CliRunner().invoke(app, ["audit", *arguments])
+        assert result.exit_code == code and words in result.output, (arguments, result.output)
+    assert json.loads(out.read_text())["status"] == "violation"
