@@ -139,11 +139,13 @@ TABLE: dict[str, Rule] = {
     **_rows(POINT, pointwise.div, "div"),
     **_rows(POINT, pointwise.heaviside, "heaviside"),
     **_rows(POINT, pointwise.join, "sub rsub lerp addcdiv maximum minimum dropout native_dropout "
-            "masked_scale real imag complex polar _to_cpu nan_to_num clamp hardtanh threshold prelu "
+            "masked_scale real imag complex polar _to_cpu nan_to_num clamp threshold prelu "
             "_prelu_kernel native_dropout_backward_mask leaky_relu hardswish hardsigmoid celu "
             "softshrink hardshrink floor_divide gcd lcm "
             "binary_cross_entropy_with_logits_backward _add_relu _standard_gamma_grad gelu softplus mish "
             "xlogy isinf log_sigmoid_forward"),
+    **_rows(POINT, pointwise.bounded, "hardtanh"),
+    **_rows(POINT, pointwise.bounded_backward, "hardtanh_backward"),
     **_rows(LEAVE, pointwise.rrelu, "rrelu_with_noise"),
     **_rows(POINT, pointwise.prelu_backward, "_prelu_kernel_backward"),
     **_rows(POINT, pointwise.sampled, "normal bernoulli"),
@@ -151,7 +153,7 @@ TABLE: dict[str, Rule] = {
     **_rows(LEAVE, pointwise.glu_backward, "glu_backward"),
     **_rows(POINT, pointwise.grad_of, "gelu_backward silu_backward sigmoid_backward tanh_backward "
             "threshold_backward leaky_relu_backward elu_backward softplus_backward hardswish_backward "
-            "hardsigmoid_backward hardtanh_backward mish_backward logit_backward log_sigmoid_backward "
+            "hardsigmoid_backward mish_backward logit_backward log_sigmoid_backward "
             "native_dropout_backward softshrink_backward hardshrink_backward mse_loss_backward "
             "smooth_l1_loss_backward huber_loss_backward binary_cross_entropy_backward "
             "soft_margin_loss_backward rrelu_with_noise_backward"),

@@ -147,7 +147,9 @@ def _swallows(op: OpCall, mask: Tensor, x: Tensor) -> Tensor | None:
 
 
 def grad_of(op: OpCall) -> Result:
-    """Backward of an element-wise op: grad * f'(x); a zero gradient cuts the rest."""
+    """Backward of an element-wise op: grad * f'(x); a zero gradient cuts the rest, a zero scale all."""
+    if op.get("scale", 1) == 0:  # dropout of everything
+        return None
     name = next(n for n in ("grad_output", "grad_out", "grad") if n in op.args)
     grad, own = op.tensor(name), op.cells(name)
     rest = op.lattice.join(*[op.of(t) for t in op.inputs() if t is not grad])
@@ -167,6 +169,16 @@ def rrelu(op: OpCall) -> Result:
     if op.get("training", False):
         one = op.lattice.everything(one, op.tensor("self").ndim)
     return [one, one]
+
+
+def bounded(op: OpCall) -> Result:
+    """hardtanh: S(self), but nothing where the two bounds are one number."""
+    return None if op.get("min_val", -1) == op.get("max_val", 1) else join(op)
+
+
+def bounded_backward(op: OpCall) -> Result:
+    """grad where self is between the bounds."""
+    return None if op.get("min_val", -1) == op.get("max_val", 1) else grad_of(op)
 
 
 def fill(op: OpCall) -> Result:

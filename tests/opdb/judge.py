@@ -18,7 +18,7 @@ WHOLE, WINDOW = 512, 64
 #: apart), and so many in a row that show nothing new.
 ATTEMPTS, PATIENCE = 60, 20
 #: The same, for further inputs at which only what is still hidden is looked at.
-SEARCHES, DILIGENCE = 400, 150
+SEARCHES, DILIGENCE = 600, 200
 
 
 @dataclass

@@ -321,3 +321,12 @@ def test_a_number_that_is_true_cuts_the_other() -> None:
     to_a, to_b = dependencies(torch.logical_or, a, b)[0]
     assert to_a.tolist() == [[True, False, False], [False, False, False], [False, False, True]]
     assert to_b.tolist() == [[False, False, False], [False, True, False], [False, False, True]]
+
+
+def test_what_is_the_same_for_all_values() -> None:
+    x, grad, kept = torch.randn(3), torch.randn(3), torch.tensor([True, False, True])
+    assert not dependencies(lambda x: F.hardtanh(x, 0.0, 0.0), x)[0][0].any()
+    assert dependencies(lambda x: F.hardtanh(x, 0.0, 1.0), x)[0][0].any()
+    whole = dependencies(lambda g, m: torch.ops.aten.native_dropout_backward(g, m, 0.0), grad, kept)[0]
+    assert not whole[0].any() and not whole[1].any()
+    check(lambda g, m: torch.ops.aten.native_dropout_backward(g, m, 2.0), grad, kept)
