@@ -152,17 +152,31 @@ def _line(error: BaseException) -> Site | None:
 
 @contextlib.contextmanager
 def _open(tracer: Static, call: Call) -> Iterator[None]:
-    item = Tensor.item
+    item, deepcopy, parameter = Tensor.item, Tensor.__deepcopy__, torch.nn.Parameter.__deepcopy__
+
+    def copied(t: Tensor, memo: dict[int, Any]) -> Tensor:
+        """A copy is an operation: there is no memory to copy."""
+        out = memo[id(t)] = t.detach().clone().requires_grad_(t.requires_grad)
+        return out
+
+    def same_kind(p: Any, memo: dict[int, Any]) -> Any:
+        tracer.weights([p])
+        return parameter(p, memo)
+
     hooks = (
         register_optimizer_step_pre_hook(tracer.step_begins),
         register_optimizer_step_post_hook(tracer.step_ends),
     )
     try:
         with torch.compiler.set_stance("force_eager"), kept(tracer, call.modules), tracer:
+            Tensor.__deepcopy__ = copied  # type: ignore[method-assign]
+            torch.nn.Parameter.__deepcopy__ = same_kind  # type: ignore[method-assign]
             Tensor.item = lambda t: tracer.number(t, item)  # type: ignore[method-assign, assignment, arg-type]
             yield
     finally:
         Tensor.item = item  # type: ignore[method-assign]
+        Tensor.__deepcopy__ = deepcopy  # type: ignore[method-assign]
+        torch.nn.Parameter.__deepcopy__ = parameter  # type: ignore[method-assign]
         for hook in hooks:
             hook.remove()
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 from causaltrace.static.archive import load
+from causaltrace.static.arguments import mapped
 from causaltrace.static.exported import Exported, of_program
 from causaltrace.static.interpret import ProvenanceInterpreter
-from causaltrace.static.tracer import Static, mapped
+from causaltrace.static.tracer import Static
 
 
 @dataclass
@@ -53,7 +55,7 @@ def captured(target: Any, args: tuple[Any, ...], named: dict[str, Any]) -> Call:
             f"{type(target).__name__} cannot be audited: give a function, a module or a .pt2 file"
         )
     names = _names(target.forward if isinstance(target, nn.Module) else target, len(args))
-    modules = [v for v in (target, *args, *named.values()) if isinstance(v, nn.Module)]
+    modules = list(_modules((target, args, named)))
 
     def run(tracer: Static, given: Mapping[str, Any]) -> Any:
         positional = [given[name] for name in names]
@@ -61,6 +63,23 @@ def captured(target: Any, args: tuple[Any, ...], named: dict[str, Any]) -> Call:
             return target(*positional, **{name: given[name] for name in named})
 
     return Call(run, args, named, names, modules)
+
+
+def _modules(value: Any, depth: int = 4) -> Iterator[nn.Module]:
+    """Modules that a function may reach: through its arguments, what it closes over, its object, and the
+    global names that it uses."""
+    if isinstance(value, nn.Module):
+        yield value
+    elif depth and isinstance(value, (list, tuple, dict)):
+        for v in value.values() if isinstance(value, dict) else value:
+            yield from _modules(v, depth - 1)
+    elif depth and isinstance(value, functools.partial):
+        yield from _modules((value.func, value.args, value.keywords), depth - 1)
+    elif depth and inspect.ismethod(value):
+        yield from _modules((value.__self__, vars(value.__self__), value.__func__), depth - 1)
+    elif depth and inspect.isfunction(value):
+        held = inspect.getclosurevars(value)
+        yield from _modules((held.nonlocals, held.globals, value.__defaults__ or ()), depth - 1)
 
 
 def _names(fn: Callable[..., Any], count: int) -> list[str]:

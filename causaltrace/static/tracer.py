@@ -23,6 +23,7 @@ from causaltrace.order import INVERSE, PERMUTATION
 from causaltrace.schema import SILENT, Op, describe, tensors
 from causaltrace.shadow import Memory, Shadow
 from causaltrace.site import Site
+from causaltrace.static.arguments import blank, by_id, fresh, mapped, part_unknown, swapped
 from causaltrace.static.errors import AuditError
 from causaltrace.static.number import UnknownNumber
 from causaltrace.static.transfer import TABLE
@@ -150,7 +151,7 @@ class Static(Tracer):
         if op.name in READS:
             values = [self._read(t, op.name) for t in inputs]
             with _disable_current_modes():
-                return func(*_swapped(args, inputs, values), **_swapped(kwargs, inputs, values))
+                return func(*swapped(args, inputs, values), **swapped(kwargs, inputs, values))
         if op.view:
             return self._made(func, args, kwargs)
         with self._lock, _disable_current_modes():
@@ -241,7 +242,7 @@ class Static(Tracer):
                 return out, [(torch.full((1,) * t.ndim, value, dtype=t.dtype), True)]
         if folded and inputs and not written:
             with _disable_current_modes():
-                real = func(*_by_id(args, stand), **_by_id(kwargs, stand))
+                real = func(*by_id(args, stand), **by_id(kwargs, stand))
             out = mapped(self._like, real)
             return out, [(t, True) for t in tensors(real)]
         out = self._made(func, args, kwargs)
@@ -250,19 +251,19 @@ class Static(Tracer):
         nothing: list[tuple[Tensor | None, bool]] = [(None, False)] * len(outs)
         if folded and sum(t.numel() for t in outs) <= LIMIT:
             with _disable_current_modes():
-                copies = {id(t): _fresh(stand[id(t)]) for t in written}
+                copies = {id(t): fresh(stand[id(t)]) for t in written}
                 both = {**stand, **copies}
-                real = func(*_by_id(args, both), **_by_id(kwargs, both))
-                fresh = [t for t in tensors(real) if all(t is not c for c in copies.values())]
-            return out, [(t, True) for t in [*fresh, *copies.values()]]
+                real = func(*by_id(args, both), **by_id(kwargs, both))
+                new = [t for t in tensors(real) if all(t is not c for c in copies.values())]
+            return out, [(t, True) for t in [*new, *copies.values()]]
         fn = TABLE.get(op.name)
         if fn is None or op.foreach or not outs or not (speaks(outs[0]) or outs[0].dtype == torch.bool):
             return out, nothing
         arguments = {
-            name: _by_id(v, planes) for name, v in op.bind(args, kwargs).items() if name not in op.outs
+            name: by_id(v, planes) for name, v in op.bind(args, kwargs).items() if name not in op.outs
         }
         given = [t for v in arguments.values() for t in tensors(v)]
-        nothing_given = all(_blank(t) for t in given) and op.name not in FROM_NOTHING
+        nothing_given = all(blank(t) for t in given) and op.name not in FROM_NOTHING
         if nothing_given or not all(t.numel() for t in (*given, *outs)):
             return out, nothing
         arguments["_name"] = op.name
@@ -331,7 +332,7 @@ class Static(Tracer):
             stand[id(t)] = data if data is not None else known[id(t)][0]
             if not (whole or known[id(t)][1]):
                 return
-        real = func(*_by_id(args, stand), **_by_id(kwargs, stand)) if not op.written else None
+        real = func(*by_id(args, stand), **by_id(kwargs, stand)) if not op.written else None
         for t, data in zip(outs, tensors(real), strict=False):
             self.orders.write(t, data, True)
 
@@ -382,17 +383,17 @@ class Static(Tracer):
         ruled = {id(stand[key]): s for key, s in shadows.items()}
         if op.rule.fn.__module__ not in GENERIC:
             ruled = {
-                id(t if _open(stand[id(t)]) else stand[id(t)]): shadows[id(t)]
+                id(t if part_unknown(stand[id(t)]) else stand[id(t)]): shadows[id(t)]
                 for t in inputs
                 if id(t) in shadows
             }
-            stand = {key: t for key, t in stand.items() if not _open(t)}
-        arguments = {name: _by_id(value, stand) for name, value in bound.items()}
+            stand = {key: t for key, t in stand.items() if not part_unknown(t)}
+        arguments = {name: by_id(value, stand) for name, value in bound.items()}
         given = [t for v in arguments.values() for t in tensors(v)]
         targets = [stand.get(id(t), t) for t in outs]
         with _disable_current_modes():
             try:
-                after = self._step(op, arguments, _by_id(out, stand), targets, given, ruled)
+                after = self._step(op, arguments, by_id(out, stand), targets, given, ruled)
                 for cells in (c for s in after.shadows for c in s[:6] if c is not None):
                     if is_fake(cells.data):
                         raise TypeError("a support was made of values that are not known")
@@ -422,7 +423,7 @@ class Static(Tracer):
             if id(own) in ruled or is_fake(own) or self.backward or self.updating:
                 continue
             small = narrow(own)
-            if small.numel() < 2 or _blank(own):  # one number for all
+            if small.numel() < 2 or blank(own):  # one number for all
                 continue
             if own.dtype.is_floating_point and not bool(((small == 0) | (small <= -1e9)).any()):
                 continue
@@ -474,43 +475,3 @@ def _grouped(func: Any, a: Tensor, b: Tensor, *args: Any, **kwargs: Any) -> Tens
     """A grouped product of fakes, which torch has in one type only."""
     out: Tensor = func(a.bfloat16(), b.bfloat16(), *args, **kwargs)
     return out.to(a.dtype)
-
-
-def _blank(t: Tensor) -> bool:
-    """Is nothing known of it?"""
-    return is_fake(t) or (
-        speaks(t)
-        and t.numel() > 0
-        and all(s == 0 for n, s in zip(t.shape, t.stride(), strict=True) if n > 1)
-        and (bool(t[(0,) * t.ndim].isnan()))
-    )
-
-
-def _open(t: Tensor) -> bool:
-    """Is some of a float not known?"""
-    return not is_fake(t) and speaks(t) and bool(narrow(t).isnan().any())
-
-
-def _fresh(t: Tensor) -> Tensor:
-    return t.clone(memory_format=torch.contiguous_format)
-
-
-def mapped(fn: Callable[[Tensor], Any], value: Any) -> Any:
-    """``fn`` of the tensors in an argument or a result."""
-    if isinstance(value, Tensor):
-        return fn(value)
-    if isinstance(value, (list, tuple)) and not isinstance(value, torch.Size):
-        made = [mapped(fn, v) for v in value]
-        return tuple(made) if isinstance(value, tuple) else made
-    return value
-
-
-def _by_id(value: Any, stand: dict[int, Tensor]) -> Any:
-    """An argument with the stand-ins in the place of its tensors."""
-    if isinstance(value, dict):
-        return {name: _by_id(v, stand) for name, v in value.items()}
-    return mapped(lambda t: stand.get(id(t), t), value)
-
-
-def _swapped(value: Any, inputs: list[Tensor], values: list[Tensor]) -> Any:
-    return _by_id(value, {id(t): v for t, v in zip(inputs, values, strict=True)})

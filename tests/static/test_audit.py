@@ -172,6 +172,27 @@ def test_caches_of_modules_stay_real() -> None:
     )
 
 
+def test_copies_of_a_model_have_no_weights_either() -> None:
+    class Held(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("past", torch.ones(8, 8).tril())
+            self.mixing = nn.Parameter(torch.zeros(8, 8))
+
+        def forward(self, ids: Tensor) -> Tensor:
+            x = self.embedding(ids)
+            return self.head(self.past @ x + (self.mixing.data @ x if self.training else 0))
+
+    net = Held()
+    for train, expected in ((False, "clean"), (True, "violation")):
+        net.train(train)
+        assert status(net) == expected
+        assert status(lambda ids: copy.deepcopy(net)(ids)) == expected
+        assert (
+            status(lambda ids: F.linear(net.mixing.data @ net.embedding(ids), net.head.weight)) == "violation"
+        )
+
+
 def test_which_constants_a_proof_rests_on() -> None:
     past = torch.ones(8, 8).tril()
     plain = causaltrace.audit(Net(lambda x: x.cumsum(0)), torch.zeros(8, dtype=torch.long))
