@@ -25,8 +25,8 @@ from causaltrace.perturb import Refused
 from tests.opdb.judge import Verdict, judge
 from tests.opdb.samples import EXCLUDED, LARGER, Sample, all_ops, samples
 
-#: Other inputs that are looked at closely for one op.
-LONG = 10_000
+#: Other inputs for one op after which only few are looked at.
+LONG = 5_000
 
 
 @dataclasses.dataclass
@@ -86,7 +86,7 @@ def run(
             continue
         try:
             # an op that is larger in some samples, or took long, is looked at less closely in the others
-            effort = 1 if row.counts["larger"] < 3 and row.looked < LONG else 1 / 8
+            effort = 1 / 40 if row.looked > LONG else 1 / 8 if row.counts["larger"] >= 3 else 1
             row.add(sample, judge(sample, elements, values, effort=effort))
         except Refused:
             row.counts["refused"] += 1
