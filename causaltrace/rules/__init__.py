@@ -146,6 +146,7 @@ TABLE: dict[str, Rule] = {
             "xlogy isinf log_sigmoid_forward"),
     **_rows(POINT, pointwise.bounded, "hardtanh"),
     **_rows(POINT, pointwise.bounded_backward, "hardtanh_backward"),
+    **_rows(POINT, pointwise.hardshrink_backward, "hardshrink_backward"),
     **_rows(LEAVE, pointwise.rrelu, "rrelu_with_noise"),
     **_rows(POINT, pointwise.prelu_backward, "_prelu_kernel_backward"),
     **_rows(POINT, pointwise.sampled, "normal bernoulli"),
@@ -154,7 +155,7 @@ TABLE: dict[str, Rule] = {
     **_rows(POINT, pointwise.grad_of, "gelu_backward silu_backward sigmoid_backward tanh_backward "
             "threshold_backward leaky_relu_backward elu_backward softplus_backward hardswish_backward "
             "hardsigmoid_backward mish_backward logit_backward log_sigmoid_backward "
-            "native_dropout_backward softshrink_backward hardshrink_backward mse_loss_backward "
+            "native_dropout_backward softshrink_backward mse_loss_backward "
             "smooth_l1_loss_backward huber_loss_backward binary_cross_entropy_backward "
             "soft_margin_loss_backward rrelu_with_noise_backward"),
     # -- reductions: S(out) = union over the reduced dims

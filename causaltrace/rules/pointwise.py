@@ -181,6 +181,11 @@ def bounded_backward(op: OpCall) -> Result:
     return None if op.get("min_val", -1) == op.get("max_val", 1) else grad_of(op)
 
 
+def hardshrink_backward(op: OpCall) -> Result:
+    """grad where self is not between -lambd and lambd, which nothing is if lambd is negative."""
+    return op.cells("grad_out") if op.args["lambd"] < 0 else grad_of(op)
+
+
 def fill(op: OpCall) -> Result:
     """out = value, wherever self came from."""
     return op.cells("value")
