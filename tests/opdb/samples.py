@@ -66,6 +66,25 @@ _WHY = {
         "nn.functional.scaled_dot_product_attention nn.functional.multi_head_attention_forward"
     ),
     "all classes and steps of a sequence are joined": "nn.functional.ctc_loss",
+    "a result is compared with the only element that it can be, which no rule knows": (
+        "max.reduction_no_dim min.reduction_no_dim amax amin aminmax median nanmedian nanmean quantile "
+        "nanquantile masked.amax masked.amin masked.norm"
+    ),
+    "parts that are 0 for reals, or by a sine that is": (
+        "fft.hfft fft.hfft2 fft.hfftn fft.irfft fft.irfft2 fft.irfftn stft istft"
+    ),
+    "right-hand sides are scaled together": "linalg.lstsq linalg.lstsq.grad_oriented",
+    "much cancels in the gradient of a factorisation": "qr linalg.qr linalg.pinv",
+    "a tolerance of 1 leaves no rank": "linalg.matrix_rank",
+    "how many there are is a shape that Python sees; rows that differ in one place are rarely met": (
+        "unique unique_consecutive"
+    ),
+    "a mask of the only element": "masked.softmax masked.softmin masked.log_softmax",
+    "a remainder by 1 is 0": "unravel_index",
+    "some pairs show at very few inputs": (
+        "nn.functional.max_pool3d nn.functional.max_unpool2d nn.functional.max_unpool3d mode nonzero_static "
+        "nn.functional.adaptive_max_pool3d masked.argmax masked.argmin"
+    ),
 }
 #: Why a rule is larger than the truth.
 LARGER = {name: why for why, names in _WHY.items() for name in names.split()}
