@@ -26,7 +26,7 @@ from tests.opdb.judge import Verdict, judge
 from tests.opdb.samples import EXCLUDED, LARGER, Sample, all_ops, samples
 
 #: Other inputs for one op after which only few are looked at.
-LONG = 5_000
+LONG = 20_000
 
 
 @dataclasses.dataclass
