@@ -82,7 +82,8 @@ _WHY = {
     "a mask of the only element": "masked.softmax masked.softmin masked.log_softmax",
     "a remainder by 1 is 0": "unravel_index",
     "some pairs show at very few inputs": (
-        "nn.functional.max_pool3d nn.functional.max_unpool2d nn.functional.max_unpool3d mode nonzero_static "
+        "nn.functional.max_pool2d max_pool2d_with_indices_backward nn.functional.max_pool3d "
+        "nn.functional.max_unpool2d nn.functional.max_unpool3d mode nonzero_static "
         "nn.functional.adaptive_max_pool3d masked.argmax masked.argmin"
     ),
 }
