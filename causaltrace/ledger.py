@@ -215,9 +215,9 @@ class Ledger:
             members = event.members.to(self.matrix)
             self.matrix.scatter_reduce_(0, position[:, None].expand_as(members), members, "amax")
         if rows.numel():
-            first, last = torch.aminmax(rows[0])
-            self.in_order = self.in_order and int(first) > self._furthest
-            self._furthest = max(self._furthest, int(last))
+            nearest, furthest = (int(p) for p in torch.aminmax(rows[0]))
+            self.in_order = self.in_order and nearest > self._furthest
+            self._furthest = max(self._furthest, furthest)
         self.order.append(rows[0])
         self.latest.append(rows[1])
         self.version += 1
