@@ -16,6 +16,8 @@ from torch.utils import _python_dispatch
 
 #: The Python object of a tensor's storage: the same for all views, alive as long as any owner is.
 storage_of = torch._C.TensorBase.untyped_storage
+#: The address of a storage, whatever a watch does to ``Tensor.data_ptr``.
+data_ptr = torch.UntypedStorage.data_ptr
 
 
 #: The autograd node that is running; None outside a backward pass.

@@ -6,14 +6,15 @@ and in-place writes through any of them need no rule: they read and write the sa
 
 from __future__ import annotations
 
+import bisect
 import weakref
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from causaltrace._compat import storage_of
+from causaltrace._compat import data_ptr, storage_of
 from causaltrace.geometry import Geometry, assign, covers, natural, nested, view_of
 from causaltrace.lattice.cells import Algebra, Cells
 from causaltrace.order import Order, seen_through
@@ -66,12 +67,13 @@ _NOTHING = (None, None, *_PLAIN)
 
 
 class Entry:
-    """The shadow of one storage: its base geometry, and the views of it that were asked for."""
+    """The shadow of one storage: its base geometry, and the views of it that were asked for. ``nbytes``: the
+    size of memory that others may hold, too (numpy arrays, other storages); -1: nobody else does."""
 
-    __slots__ = ("base", "ndim", "ref", "shadow", "views")
+    __slots__ = ("base", "nbytes", "ndim", "ref", "shadow", "views")
 
-    def __init__(self, ref: weakref.ref[torch.UntypedStorage], base: Geometry, shadow: Shadow) -> None:
-        self.ref, self.base = ref, base
+    def __init__(self, ref: weakref.ref[Any], base: Geometry, shadow: Shadow, nbytes: int = -1) -> None:
+        self.ref, self.base, self.nbytes = ref, base, nbytes
         self.set(shadow)
 
     def set(self, shadow: Shadow) -> None:
@@ -89,22 +91,97 @@ def geometry(t: Tensor) -> Geometry:
 
 
 class Memory:
-    """Shadows by storage. Entries die with their storage. The tracer's lock guards against other threads."""
+    """Shadows by storage. Entries die with their storage. The tracer's lock guards against other threads.
+
+    Memory that numpy arrays share is known by its addresses, too: storages that torch makes over it
+    (``from_numpy``) find the entry that is there and read it ``shifted`` by some bytes."""
 
     def __init__(self, algebra: Algebra) -> None:
         self._algebra = algebra
         self.entries: dict[int, Entry] = {}
+        self.starts: list[int] = []  #: addresses of shared memory, ascending
+        self._shared: list[tuple[int, int]] = []  #: where each ends, and the key of its entry
+        self._shifted: dict[int, tuple[int, weakref.ref[torch.UntypedStorage]]] = {}
 
     def read(self, t: Tensor) -> Shadow | None:
-        entry = self.entries.get(id(storage_of(t)))
+        entry = self.entry(t)
         return None if entry is None else self.seen(entry, t)
+
+    def entry(self, t: Tensor) -> Entry | None:
+        storage = storage_of(t)
+        entry = self.entries.get(id(storage))
+        return self._adopted(storage) if entry is None and self.starts else entry
+
+    def share(self, owner: Any, start: int, nbytes: int) -> Entry:
+        """``owner`` (a storage or an array) holds memory that others may hold, too."""
+        key = id(owner)
+        entry = self.entries.get(key)
+        if entry is None:
+            entry = Entry(self._watched(owner, key), Geometry(0, (nbytes,), (1,), 1), Shadow(), nbytes)
+            self.entries[key] = entry
+        elif entry.nbytes < 0:
+            entry.nbytes = nbytes
+        place = bisect.bisect_right(self.starts, start)
+        if not place or self._shared[place - 1][1] != key:
+            self.starts.insert(place, start)
+            self._shared.insert(place, (start + nbytes, key))
+        return entry
+
+    def at(self, address: int) -> tuple[Entry, int] | None:
+        """The entry of shared memory, and the address that it starts at."""
+        place = bisect.bisect_right(self.starts, address) - 1
+        if place < 0 or address >= self._shared[place][0]:
+            return None
+        return self.entries[self._shared[place][1]], self.starts[place]
+
+    def _adopted(self, storage: torch.UntypedStorage) -> Entry | None:
+        """The entry of the memory that a storage was made over, by something that told nobody."""
+        if storage.device.type != "cpu":
+            return None
+        address = data_ptr(storage)
+        found = self.at(address)
+        if found is None:
+            return None
+        entry, start = found
+        key = id(storage)
+
+        def gone(_: object) -> None:
+            self._shifted.pop(key, None)
+            self.entries.pop(key, None)
+
+        self._shifted[key] = (address - start, weakref.ref(storage, gone))
+        self.entries[key] = entry
+        return entry
+
+    def _watched(self, owner: Any, key: int) -> weakref.ref[Any]:
+        """A reference that forgets the owner's entry with it."""
+        entries = self.entries
+
+        def gone(_: object) -> None:
+            entry = entries.pop(key, None)
+            if entry is not None and entry.nbytes >= 0:
+                for place, (_, whose) in enumerate(self._shared):
+                    if whose == key:
+                        del self.starts[place], self._shared[place]
+                        break
+
+        return weakref.ref(owner, gone)
+
+    def _geometry(self, t: Tensor) -> Geometry | None:
+        """Where ``t`` lies in the memory of its entry; None: between two elements."""
+        view = geometry(t)
+        if self._shifted and (shifted := self._shifted.get(id(storage_of(t)))) is not None:
+            if shifted[0] % view.itemsize:
+                return None
+            return view._replace(offset=view.offset + shifted[0] // view.itemsize)
+        return view
 
     def seen(self, entry: Entry, t: Tensor) -> Shadow | None:
         """What ``t`` sees of the shadow of its storage."""
         if entry.ndim == t.ndim:  # one value for all elements is one value for any view with as many dims
             return entry.shadow
-        view = geometry(t)
-        if t.is_nested:
+        view = self._geometry(t)
+        if t.is_nested or view is None:
             return entry.shadow.planes(lambda cells: self._algebra.everything(cells, t.ndim))
         if view == entry.base:
             return entry.shadow
@@ -146,10 +223,14 @@ class Memory:
         """The elements of ``t`` now have ``shadow`` (None: they depend on no label)."""
         storage = storage_of(t)
         key = id(storage)
-        entry = self.entries.get(key)
+        entry = self.entry(t)
         if t.numel() == 0 or entry is None and shadow is None:
             return
-        view = geometry(t)
+        view = self._geometry(t)
+        if view is None:
+            assert entry is not None
+            self.blur(entry, shadow)
+            return
         if shadow is not None:
             ndim = len(view.sizes)
             if t.is_nested:
@@ -161,31 +242,42 @@ class Memory:
                 if order is not None and shadow is not None:
                     own = None if order.own is None else self._algebra.aligned(order.own, ndim)
                     shadow = shadow._replace(order=order._replace(own=own))
-        if entry is not None and entry.base == view or self._whole(t, storage, view):
-            if shadow is None:
-                self.entries.pop(key, None)
-            else:
-                self._insert(key, storage, view, shadow)
+        size = storage.nbytes() if entry is None or entry.nbytes < 0 else entry.nbytes
+        if entry is not None and entry.base == view or self._whole(t, size, view):
+            self._insert(key, storage, view, shadow)
             return
-        base = entry.base if entry is not None else natural(view, storage.nbytes())
+        base = entry.base if entry is not None and entry.shadow else natural(view, size)
         self._insert(key, storage, base, self._merge(entry, base, view, shadow))
 
-    def _whole(self, t: Tensor, storage: torch.UntypedStorage, view: Geometry) -> bool:
-        """Does ``t`` hold every byte of its storage?"""
-        size = storage.nbytes()
+    def blur(self, entry: Entry, shadow: Shadow | None) -> None:
+        """A write to some place in memory: all of it may hold the new value, or still the old one."""
+        new = shadow or Shadow()
+        algebra, old = self._algebra, entry.shadow
+        possible = (None, None)
+        if old.possible is not None or new.possible is not None:
+            possible = (old.possible or old.support, new.possible or new.support)
+        support, maybe = (
+            algebra.join(*[algebra.everything(c, 1) for c in pair])
+            for pair in ((old.support, new.support), possible)
+        )
+        entry.base = Geometry(0, (entry.nbytes,), (1,), 1)
+        entry.set(Shadow(support, maybe))
+
+    def _whole(self, t: Tensor, size: int, view: Geometry) -> bool:
+        """Does ``t`` hold every byte of a storage of ``size`` bytes?"""
         if view.offset == 0 and t.is_contiguous() and t.numel() * view.itemsize == size:
             return True
         return covers(view, size)
 
     def _insert(self, key: int, storage: torch.UntypedStorage, base: Geometry, shadow: Shadow | None) -> None:
-        entries = self.entries
-        if shadow is None:
-            entries.pop(key, None)
-        elif (old := entries.get(key)) is not None:
+        old = self.entries.get(key)
+        if shadow is None and (old is None or old.nbytes < 0):
+            self.entries.pop(key, None)
+        elif old is not None:
             old.base = base
-            old.set(shadow)
-        else:
-            entries[key] = Entry(weakref.ref(storage, lambda _: entries.pop(key, None)), base, shadow)
+            old.set(shadow or Shadow())
+        elif shadow is not None:
+            self.entries[key] = Entry(self._watched(storage, key), base, shadow)
 
     def _merge(
         self, entry: Entry | None, base: Geometry, view: Geometry, new: Shadow | None

@@ -163,6 +163,8 @@ class Tracer(TorchDispatchMode):
         try:
             for t in inputs:
                 entry = entries.get(id(storage_of(t)))
+                if entry is None and self.memory.starts:
+                    entry = self.memory.entry(t)
                 if entry is not None:
                     touched.append((t, entry))
         except NotImplementedError:  # a sparse tensor has no storage
@@ -271,7 +273,7 @@ class Tracer(TorchDispatchMode):
     def _write(self, outs: list[Tensor], after: After) -> None:
         for t, shadow in zip(outs, after.shadows, strict=False):
             if t.layout is not torch.strided:
-                self._vanished(f"{self._op_name} (a sparse result)", shadow)
+                self.vanished(f"{self._op_name} (a sparse result)", shadow)
                 continue
             self.memory.write(t, shadow if shadow else None)
         if self.finder is not None and self.finder.searching:
@@ -332,6 +334,16 @@ class Tracer(TorchDispatchMode):
 
     # -- the host -------------------------------------------------------------------------------------
 
+    def called(
+        self, op: Op, bound: dict[str, Any], outs: list[Tensor], shadows: dict[int, Shadow], early: bool
+    ) -> After:
+        """A call that is none of torch's own is ``op``: what its results hold. ``early``: once they do."""
+        with self._lock:
+            self._ops.setdefault(op.full, op)
+            self._op_name = op.full
+            out = None if early else outs[0] if len(outs) == 1 else outs
+            return self._step(op, bound, out, outs, tensors(tuple(bound.values())), shadows)
+
     def _sparse(self, op: Op, func: Any, args: Any, kwargs: Any, inputs: list[Tensor]) -> Any:
         """Operations on sparse tensors: what goes in leaves sight, what comes out may hold all that did."""
         out = func(*args, **kwargs)
@@ -342,14 +354,14 @@ class Tracer(TorchDispatchMode):
                     self.host_data(t, dense)
                 else:
                     for source in dense:
-                        self._vanished(f"{op.full} (a sparse result)", self.memory.read(source))
+                        self.vanished(f"{op.full} (a sparse result)", self.memory.read(source))
         return out
 
     def escape(self, what: str, t: Tensor) -> None:
         """The values or the memory of ``t`` go to something that is not torch."""
-        self._vanished(what, self.memory.read(t))
+        self.vanished(what, self.memory.read(t))
 
-    def _vanished(self, what: str, shadow: Shadow | None) -> None:
+    def vanished(self, what: str, shadow: Shadow | None) -> None:
         if shadow and not self.quiet:
             with _disable_current_modes():
                 self._op_name = what

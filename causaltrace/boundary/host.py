@@ -13,12 +13,16 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.utils._python_dispatch import _disable_current_modes
 
 from causaltrace._compat import CAPTURING, decompose
+from causaltrace.boundary import numpy
+from causaltrace.boundary.arrays import arrays_in, bare
 from causaltrace.boundary.bodies import unseen
 from causaltrace.places import internal
 from causaltrace.schema import CHECKING, SILENT, only_checks, tensors
@@ -27,8 +31,6 @@ from causaltrace.tracer import Tracer
 #: Methods that hand a tensor's values or memory to something that is not torch.
 LEAVING = (
     "tolist",
-    "numpy",
-    "__array__",
     "__dlpack__",
     "data_ptr",
     "untyped_storage",
@@ -61,6 +63,7 @@ class Host:
             self._overheard(name, argument)
         for name in CHECKING:
             self._hushed(name)
+        self._undo += numpy.enter(self.tracer, self._replace)
         hooks = (
             register_optimizer_step_pre_hook(self.tracer.step_begins),
             register_optimizer_step_post_hook(self.tracer.step_ends),
@@ -131,14 +134,29 @@ class Host:
 
     # -- entering -------------------------------------------------------------------------------------
 
+    def arrays_in(self, out: Any, data: Any) -> None:
+        """A tensor was made from arrays, numbers and tensors."""
+        arrays, tracer = numpy.current(), self.tracer
+        found = list(arrays_in(data))
+        with _disable_current_modes():
+            if not isinstance(out, Tensor) or tracer.memory.starts and tracer.memory.entry(out) is not None:
+                return
+            if isinstance(data, np.ndarray):
+                shadow = arrays.read(data)
+                if shadow is not None:
+                    after = arrays.follow("torch.tensor", "_to_copy", {"self": data}, [data])
+                    tracer.memory.write(out, after.shadows[0] if after else None)
+                    return
+        tracer.host_data(out, tensors(data) + [arrays.tensor(x) for x in found])
+
     def _entering(self, original: Callable[..., Any]) -> Callable[..., Any]:
         tracer = self.tracer
 
         @functools.wraps(original)
         def wrapper(data: Any, *args: Any, **kwargs: Any) -> Any:
-            out = original(data, *args, **kwargs)
+            out = original(bare(data), *args, **kwargs)
             if not isinstance(data, Tensor):
-                tracer.host_data(out, tensors(data))
+                self.arrays_in(out, data)
             return out
 
         return wrapper

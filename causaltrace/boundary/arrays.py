@@ -1,0 +1,226 @@
+"""Shadows of numpy arrays: an array is a tensor over the same memory, so rules and shadow memory are torch's.
+
+A numpy function is followed as the operation of the rule table that does the same. What numpy's own functions
+are called in that table, ``ufuncs`` and ``functions`` say; ``ndarray`` hands every call over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
+
+from causaltrace._compat import data_ptr, storage_of
+from causaltrace.rules import TABLE, UNKNOWN, Rule
+from causaltrace.schema import Op, tensors
+from causaltrace.shadow import Shadow
+from causaltrace.step import After
+from causaltrace.tracer import Tracer
+
+# what these names hold before a watch patches them
+_as_tensor, as_array, a_copy = torch.from_numpy, np.asarray, np.array
+
+
+class _Writable:
+    """The memory of a read-only array, for torch, which makes no tensor of one without a warning."""
+
+    def __init__(self, a: np.ndarray) -> None:
+        interface = dict(a.__array_interface__)
+        interface["data"] = (interface["data"][0], False)
+        self.__array_interface__ = interface
+
+
+def bare(value: Any) -> Any:
+    """Without labels: arrays as plain ones, also in lists, tuples and dicts; subclasses say how in ``bare``."""
+    if isinstance(value, np.ndarray):
+        return value if type(value) is np.ndarray else getattr(value, "bare", value)
+    if isinstance(value, np.generic):
+        return getattr(value, "bare", value)
+    if type(value) in (list, tuple):
+        return type(value)(map(bare, value))
+    if type(value) is dict:
+        return {key: bare(v) for key, v in value.items()}
+    return value
+
+
+def owner_of(a: np.ndarray) -> Any:
+    """What holds an array's memory: the array that it is a view of, or a tensor's storage."""
+    while isinstance(a.base, np.ndarray):
+        a = a.base
+    return storage_of(a.base) if isinstance(a.base, Tensor) else a
+
+
+class Arrays:
+    """Reads, writes and follows the shadows of arrays for one tracer."""
+
+    def __init__(self, tracer: Tracer) -> None:
+        self.tracer, self.memory = tracer, tracer.memory
+        self._ops: dict[str, Op] = {}
+        self.open = True
+
+    # -- arrays as tensors ----------------------------------------------------------------------------
+
+    def tensor(self, x: Any) -> Tensor:
+        """A tensor over the memory of an array, or one of its own with the same shadow."""
+        shadow = getattr(x, "shadow", None)  # a label as a number
+        a = as_array(bare(x))
+        if not a.flags.writeable and a.size:
+            a = as_array(_Writable(a))
+        try:
+            if min(a.strides, default=0) >= 0:
+                t = _as_tensor(a)
+            else:
+                backwards = [d for d, stride in enumerate(a.strides) if stride < 0]
+                forwards = a[tuple(slice(None, None, -1 if s < 0 else 1) for s in a.strides)]
+                t, seen = _as_tensor(a.copy()), self.memory.read(_as_tensor(forwards))
+                shadow = None if seen is None else self._flipped(seen, backwards)
+        except TypeError:  # of no dtype of torch's: NaN, in which no rule sees anything
+            t = torch.full(a.shape, torch.nan)
+            shadow = self._bytes(a)
+        if shadow is not None:
+            self.memory.write(t, shadow)
+        return t
+
+    def _flipped(self, shadow: Shadow, dims: list[int]) -> Shadow | None:
+        move = self.tracer.algebra.move
+        return shadow.planes(
+            lambda c: move(c, lambda data: data.flip([d for d in dims if data.shape[d] > 1]))
+        )
+
+    def _bytes(self, a: np.ndarray) -> Shadow | None:
+        """The shadow of all the memory that an array lies in."""
+        if not a.size or (found := self.memory.at(a.__array_interface__["data"][0])) is None:
+            return None
+        everything = self.tracer.algebra.everything
+        return found[0].shadow.planes(lambda cells: everything(cells, a.ndim))
+
+    def read(self, x: Any) -> Shadow | None:
+        with _disable_current_modes():
+            return self.memory.read(self.tensor(x))
+
+    def known(self, a: np.ndarray) -> bool:
+        """Is the memory of this array followed?"""
+        return bool(self.memory.starts) and self.memory.at(a.__array_interface__["data"][0]) is not None
+
+    def share(self, a: np.ndarray) -> None:
+        """Follow the memory of this array."""
+        owner = owner_of(a)
+        if isinstance(owner, torch.UntypedStorage):
+            self.memory.share(owner, data_ptr(owner), owner.nbytes())
+        elif not self.known(owner):
+            low, high = np.lib.array_utils.byte_bounds(owner)
+            self.memory.share(owner, low, high - low)
+
+    def write(self, a: np.ndarray, shadow: Shadow | None) -> None:
+        """The elements of ``a`` now have ``shadow``."""
+        a = bare(a)
+        if not a.size:
+            return
+        if not self.known(a):
+            if not shadow:
+                return
+            self.share(a)
+        if a.dtype.kind in "OUSVMmg" or min(a.strides, default=0) < 0:
+            # all that is there may hold it: of no dtype that torch has, or written backwards
+            found = self.memory.at(a.__array_interface__["data"][0])
+            assert found is not None
+            self.memory.blur(found[0], shadow)
+            return
+        self.memory.write(self.tensor(a), shadow if shadow else None)
+
+    # -- following ------------------------------------------------------------------------------------
+
+    def op(self, full: str, name: str, rule: Rule | None, escapes: tuple[str, ...]) -> Op:
+        op = self._ops.get(full)
+        if op is None:
+            rule = rule or TABLE[name]
+            op = Op(name, full, rule, (), (), (), False, False, False, False, escapes, False, False)
+            self._ops[full] = op
+        op.calls += 1
+        return op
+
+    def follow(
+        self,
+        full: str,
+        name: str,
+        bound: dict[str, Any],
+        results: Sequence[Any],
+        rule: Rule | None = None,
+        escapes: tuple[str, ...] = (),
+        early: bool = False,
+    ) -> After | None:
+        """The shadows of ``results`` of a call, as if it were operation ``name`` with arguments ``bound``; None
+        where no label is involved. ``early``: it has not written them yet."""
+        with _disable_current_modes():
+            seen: dict[int, Tensor] = {}
+            bound = {key: self._mirrored(value, seen) for key, value in bound.items()}
+            inputs = tensors(tuple(bound.values()))
+            shadows = {id(t): s for t in inputs if (s := self.memory.read(t)) is not None}
+            if not shadows:
+                return None
+            op = self.op(full, name, rule, escapes)
+            outs = [self._made(r) for r in results]
+            return self.tracer.called(op, bound, outs, shadows, early)
+
+    def _mirrored(self, value: Any, seen: dict[int, Tensor]) -> Any:
+        if isinstance(value, np.ndarray) or hasattr(value, "shadow"):
+            if id(value) not in seen:
+                seen[id(value)] = self.tensor(value)
+            return seen[id(value)]
+        if isinstance(value, np.generic):
+            return value.item()
+        if isinstance(value, (list, tuple)):
+            return [self._mirrored(v, seen) for v in value]
+        return value
+
+    def _made(self, result: Any) -> Tensor:
+        a = as_array(bare(result))
+        if a.dtype.kind in "OUSVMmg":
+            return torch.full(a.shape, torch.nan)
+        return _as_tensor(a_copy(a) if min(a.strides, default=0) < 0 or not a.flags.writeable else a)
+
+    def done(self, full: str, results: Sequence[Any], after: After | None) -> None:
+        """Write what ``follow`` found; what is a number is in Python's hands."""
+        with _disable_current_modes():
+            shadows = [None] * len(results) if after is None else after.shadows
+            pairs = list(zip(results, shadows, strict=False))
+            for result, shadow in pairs:
+                if isinstance(result, np.ndarray):
+                    self.write(result, shadow)
+            if after is not None:  # what is scored is scored before Python has it
+                after.report(self.tracer)
+            for result, shadow in pairs:
+                if shadow and (not isinstance(result, np.ndarray) or result.dtype == object):
+                    self.touch(full, shadow)
+
+    def written(self, full: str, a: np.ndarray, places: Sequence[Any], after: After | None) -> None:
+        """As ``done``, for ``places`` in ``a``. If that is no array that tells of what is done with it, whatever
+        it holds now is in the hands of whoever reads it."""
+        self.done(full, places, after)
+        if type(a) is np.ndarray and after is not None:
+            for shadow in after.shadows:
+                self.touch(f"{full} into an array that was made before labels reached numpy", shadow)
+
+    def opaque(self, full: str, given: Any, results: Sequence[Any]) -> None:
+        """No rule: all that went in may be in all that came out."""
+        found = list(arrays_in(given))
+        self.done(full, results, self.follow(full, full, {"inputs": found}, results, UNKNOWN))
+
+    def touch(self, what: str, shadow: Shadow | None) -> None:
+        """A value went to Python, or to something that reads memory itself."""
+        self.tracer.vanished(what, shadow)
+
+
+def arrays_in(value: Any) -> Any:
+    """Every array in arguments."""
+    if isinstance(value, np.ndarray) or hasattr(value, "shadow"):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for v in value:
+            yield from arrays_in(v)
+    elif isinstance(value, dict):
+        yield from arrays_in(list(value.values()))

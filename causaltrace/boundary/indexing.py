@@ -1,0 +1,115 @@
+"""``a[key]`` and ``a[key] = value``: views by their memory, everything else as torch's index operations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from causaltrace.boundary.arrays import Arrays, as_array, bare
+
+Numbered = Callable[[Arrays, Any, Any], Any]
+
+
+def read(arrays: Arrays, a: np.ndarray, key: Any, number: Numbered) -> Any:
+    """``a[key]``, bare; of an element what ``number`` makes of it."""
+    plain = bare(a)
+    out = plain[bare(key)]
+    if _basic(key):
+        if isinstance(out, np.ndarray):
+            return out
+        where = (*(key if isinstance(key, tuple) else (key,)), Ellipsis)
+        if isinstance(out, np.void) or not isinstance(out, np.generic) or isinstance(key, str):
+            arrays.touch("an element read from an array", arrays.read(plain))
+            return out
+        return number(arrays, out, arrays.read(plain[where]))
+    x, indices = _advanced(arrays, plain, key)
+    after = arrays.follow(
+        "numpy.getitem", "index", {"self": x, "indices": indices}, [out], escapes=("indices",)
+    )
+    if isinstance(out, np.ndarray):
+        arrays.done("numpy.getitem", [out], after)
+        return out
+    arrays.done("numpy.getitem", [], after)
+    return out if after is None else number(arrays, out, after.shadows[0])
+
+
+def write(arrays: Arrays, a: np.ndarray, key: Any, value: Any) -> None:
+    """``a[key] = value``."""
+    plain = bare(a)
+    value = array(arrays, value)
+    if _basic(key):
+        place = plain[key] if isinstance(key, str) else plain[_whole(key)]
+        after = arrays.follow("numpy.setitem", "copy", {"self": place, "src": value}, [place], early=True)
+    else:
+        place, indices = _advanced(arrays, plain, key)
+        bound = {"self": place, "indices": indices, "values": value}
+        after = arrays.follow("numpy.setitem", "index_put", bound, [place], early=True)
+    plain[bare(key)] = bare(value)
+    arrays.written("numpy.setitem", a, [place], after)
+
+
+def array(arrays: Arrays, value: Any) -> Any:
+    """A value as an array: lists of labels and arrays, too."""
+    if isinstance(value, np.ndarray) or hasattr(value, "shadow"):
+        return value
+    out = as_array(bare(value))
+    parts = [v for v in value if isinstance(v, np.ndarray) or hasattr(v, "shadow")] if _listed(value) else []
+    if parts:
+        same = len(parts) == len(value) and len({np.shape(bare(v)) for v in parts}) == 1
+        if same:
+            after = arrays.follow("numpy.array", "stack", {"tensors": parts}, [out])
+            arrays.done("numpy.array", [out], after)
+        else:
+            arrays.opaque("numpy.array", value, [out])
+    return out
+
+
+def _listed(value: Any) -> bool:
+    return isinstance(value, (list, tuple))
+
+
+def _basic(key: Any) -> bool:
+    """Does the key select a view or an element, and no label chooses it?"""
+    if isinstance(key, tuple):
+        return all(map(_basic, key))
+    if isinstance(key, (bool, np.bool_)) or hasattr(key, "shadow"):
+        return False
+    return key is None or key is Ellipsis or isinstance(key, (slice, int, np.integer, str))
+
+
+def _whole(key: Any) -> tuple[Any, ...]:
+    """The key of a view, also of a single element."""
+    keys = key if isinstance(key, tuple) else (key,)
+    return keys if any(k is Ellipsis for k in keys) else (*keys, Ellipsis)
+
+
+def _advanced(arrays: Arrays, a: np.ndarray, key: Any) -> tuple[np.ndarray, list[Any]]:
+    """What is left of ``a`` once slices and new axes are taken, and the index of each of its dims (None: all)."""
+    keys = list(key) if isinstance(key, tuple) else [key]
+    keys = [k if _basic(k) else array(arrays, k) for k in keys]
+    taken = sum(_dims(k) for k in keys)
+    if not any(k is Ellipsis for k in keys):
+        keys.append(Ellipsis)
+    at = next(i for i, k in enumerate(keys) if k is Ellipsis)
+    keys[at : at + 1] = [slice(None)] * (a.ndim - taken)
+    view: list[Any] = []
+    indices: list[Any] = []
+    for k in keys:
+        if k is None or isinstance(k, slice):
+            view.append(k)
+            indices.append(None)
+        else:
+            view += [slice(None)] * _dims(k)
+            indices.append(
+                as_array(k) if isinstance(k, (int, np.integer)) and not hasattr(k, "shadow") else k
+            )
+    return a[tuple(view)], indices
+
+
+def _dims(k: Any) -> int:
+    """How many dims a part of a key takes."""
+    if k is None or k is Ellipsis:
+        return 0
+    return k.ndim if isinstance(k, np.ndarray) and k.dtype == bool else 1

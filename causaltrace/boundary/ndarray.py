@@ -1,0 +1,238 @@
+"""``LabelArray``: the numpy array that a tensor with labels becomes. It is an ndarray; what is done with it
+is followed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from causaltrace.boundary import functions, indexing, slots, ufuncs
+from causaltrace.boundary.arrays import Arrays, bare
+from causaltrace.boundary.number import number
+
+#: Those of the watch that is open; without one, a LabelArray is an array like any other.
+_open: list[Arrays] = []
+_class = type
+
+
+def opened(arrays: Arrays) -> Callable[[], None]:
+    """Arrays are followed by ``arrays`` until the function that it returns is called."""
+    _open.append(arrays)
+    return lambda: _open.remove(arrays)
+
+
+def current() -> Arrays:
+    return _open[-1]
+
+
+def labelled(value: Any) -> Any:
+    """Arrays as LabelArrays, also in lists and tuples."""
+    if type(value) is np.ndarray:
+        return value.view(LabelArray)
+    if type(value) in (list, tuple):
+        return type(value)(map(labelled, value))
+    if isinstance(value, tuple):  # a named one
+        return type(value)(*map(labelled, value))
+    return value
+
+
+class LabelArray(np.ndarray):
+    """An ndarray whose elements' supports are known to the open watch."""
+
+    @property
+    def bare(self) -> np.ndarray:
+        """The same memory as a plain array."""
+        return np.ndarray.view(self, np.ndarray)
+
+    # -- what numpy hands over ------------------------------------------------------------------------
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
+        if not _open:
+            return getattr(ufunc, method)(*bare(inputs), **bare(options))
+        return labelled(ufuncs.called(_open[-1], ufunc, method, inputs, options))
+
+    def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        if not _open:
+            return func(*bare(args), **bare(kwargs))
+        return labelled(functions.called(_open[-1], func, args, kwargs))
+
+    def __getitem__(self, key: Any) -> Any:
+        if not _open:
+            return self.bare[bare(key)]
+        return read(self, key)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        if _open:
+            indexing.write(_open[-1], self, key, value)
+        else:
+            self.bare[bare(key)] = bare(value)
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self[i] for i in range(len(self)))
+
+    def __contains__(self, value: object) -> bool:
+        return bool((self == value).any())
+
+    # -- views and copies -----------------------------------------------------------------------------
+
+    def view(self, dtype: Any = None, type: Any = None) -> Any:
+        """As numpy's; of no other class."""
+        if dtype is None or isinstance(dtype, _class) and issubclass(dtype, np.ndarray):
+            return np.ndarray.view(self, LabelArray)
+        return np.ndarray.view(self.bare, dtype).view(LabelArray)
+
+    def astype(self, dtype: Any, *args: Any, **kwargs: Any) -> Any:
+        out = self.bare.astype(dtype, *args, **kwargs)
+        return self._moved("numpy.astype", out)
+
+    def __copy__(self) -> Any:
+        return np.copy(self)
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return np.copy(self)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        out = np.ndarray.__array__(self.bare, *(() if dtype is None else (dtype,)), copy=copy)
+        return self._moved("numpy.array", out)
+
+    def _moved(self, full: str, out: Any) -> Any:
+        if _open and not np.shares_memory(out, self.bare):
+            arrays = _open[-1]
+            after = arrays.follow(full, "_to_copy", {"self": self}, [out])
+            arrays.done(full, [out], after)
+        return labelled(out)
+
+    @property
+    def base(self) -> Any:
+        return labelled(self.bare.base)
+
+    # -- in place -------------------------------------------------------------------------------------
+
+    def sort(self, axis: int = -1, kind: Any = None, order: Any = None, *, stable: Any = None) -> None:
+        self[...] = np.sort(self, axis, kind, order, stable=stable)
+
+    def partition(self, kth: Any, axis: int = -1, kind: Any = "introselect", order: Any = None) -> None:
+        self[...] = np.partition(self, kth, axis, kind, order)
+
+    def fill(self, value: Any) -> None:
+        self[...] = value
+
+    def put(self, indices: Any, values: Any, mode: Any = "raise") -> None:
+        np.put(self, indices, values, mode)
+
+
+def read(a: np.ndarray, key: Any) -> Any:
+    """``a[key]``: a label stays one, any other number goes to Python."""
+    return labelled(indexing.read(_open[-1], a, key, number))
+
+
+def _through_numpy(name: str) -> Callable[..., Any]:
+    """A method that is numpy's function of the same name."""
+
+    def method(self: LabelArray, *args: Any, **kwargs: Any) -> Any:
+        if not _open:
+            return getattr(self.bare, name)(*bare(args), **bare(kwargs))
+        return self.__array_function__(getattr(np, name), (LabelArray,), (self, *args), kwargs)
+
+    method.__name__ = name
+    return method
+
+
+#: Methods that numpy has as functions of the same name and arguments.
+SAME = [
+    "all",
+    "any",
+    "argmax",
+    "argmin",
+    "argpartition",
+    "argsort",
+    "choose",
+    "clip",
+    "copy",
+    "cumprod",
+    "cumsum",
+    "diagonal",
+    "dot",
+    "max",
+    "mean",
+    "min",
+    "nonzero",
+    "prod",
+    "ravel",
+    "repeat",
+    "round",
+    "searchsorted",
+    "squeeze",
+    "std",
+    "sum",
+    "swapaxes",
+    "take",
+    "trace",
+    "var",
+]
+
+
+def _told(name: str) -> Any:
+    """A method or an attribute that hands out values or memory: the watch is told."""
+    original = getattr(np.ndarray, name)
+
+    def told(self: LabelArray) -> None:
+        if _open:
+            _open[-1].touch(f"numpy {name.strip('_')}", _open[-1].read(self))
+
+    if not callable(original):
+
+        def attribute(self: LabelArray) -> Any:
+            told(self)
+            return getattr(self.bare, name)
+
+        return property(attribute)
+
+    def method(self: LabelArray, *args: Any, **kwargs: Any) -> Any:
+        told(self)
+        return getattr(self.bare, name)(*bare(args), **bare(kwargs))
+
+    method.__name__ = name
+    return method
+
+
+#: What hands out values (numbers, text, bytes) or memory.
+LEAVING = [
+    "__bool__",
+    "__int__",
+    "__float__",
+    "__complex__",
+    "__index__",
+    "__str__",
+    "__repr__",
+    "__format__",
+    "__reduce__",
+    "__reduce_ex__",
+    "__array_interface__",
+    "__array_struct__",
+    "__dlpack__",
+    "ctypes",
+    "data",
+    "dump",
+    "dumps",
+    "flat",
+    "item",
+    "tobytes",
+    "tofile",
+    "tolist",
+]
+
+for _name in SAME:
+    setattr(LabelArray, _name, _through_numpy(_name))
+for _name in LEAVING:
+    setattr(LabelArray, _name, _told(_name))
+
+
+def _lent(a: Any) -> None:
+    if _open:
+        _open[-1].touch("numpy buffer", _open[-1].read(a))
+
+
+slots.buffered(LabelArray, _lent)

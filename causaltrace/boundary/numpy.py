@@ -1,0 +1,181 @@
+"""What a watch does to numpy: arrays with labels stay arrays with labels, whoever they are handed to."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from causaltrace.boundary import indexing, slots
+from causaltrace.boundary.arrays import Arrays, arrays_in, as_array, bare
+from causaltrace.boundary.ndarray import LabelArray, labelled, opened, read
+from causaltrace.boundary.ndarray import current as current
+from causaltrace.tracer import Tracer
+
+Replace = Callable[[Any, str, Callable[..., Any]], None]
+
+#: Functions that make plain arrays of what they are given.
+MAKING = ("array", "asarray", "asanyarray", "ascontiguousarray", "asfortranarray", "require", "frombuffer")
+#: Functions that make arrays that labels may be written to.
+FRESH = ("zeros", "ones", "empty", "full")
+#: Methods of plain arrays that take other arrays.
+TAKING = ("take", "put", "searchsorted", "repeat", "choose", "compress", "dot")
+
+
+def enter(tracer: Tracer, replace: Replace) -> list[Callable[[], None]]:
+    """Follow numpy's arrays; returns what ends it. ``replace`` restores by itself."""
+    arrays = Arrays(tracer)
+    names: dict[int, Callable[..., Any]] = {}
+    for name in MAKING:
+        names[id(getattr(np, name))] = _making(arrays, name, getattr(np, name))
+    for name in FRESH:
+        names[id(getattr(np, name))] = _fresh(arrays, getattr(np, name))
+    for owner, name, original in list(_bound_to(names)):
+        replace(owner, name, names[id(original)])
+    for name in ("numpy", "__array__"):
+        replace(Tensor, name, _handed_out(arrays, getattr(Tensor, name)))
+    for name in ("__getitem__", "__setitem__", "new_tensor"):
+        replace(Tensor, name, _indexed(arrays, getattr(Tensor, name)))
+    undo = slots.patched(np.ndarray, _items(arrays) | {name: _taking(name) for name in TAKING})
+
+    def end() -> None:
+        undo()
+        arrays.open = False
+
+    return [opened(arrays), end]
+
+
+def _bound_to(names: dict[int, Any]) -> Iterator[tuple[Any, str, Any]]:
+    """Every module that has one of these functions, by whatever name it was imported."""
+    for module in list(sys.modules.values()):
+        space = getattr(module, "__dict__", None)
+        for name, value in list(space.items()) if isinstance(space, dict) else ():
+            if id(value) in names and not module.__name__.startswith("causaltrace"):
+                yield module, name, value
+
+
+def _making(arrays: Arrays, name: str, original: Any) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        out = original(*bare(args), **bare(kwargs))
+        if type(out) is not np.ndarray or not args:
+            return out
+        if arrays.memory.starts and arrays.known(out):
+            return out.view(LabelArray)
+        given = args[0]
+        if isinstance(given, (np.ndarray, np.generic)):
+            if (
+                isinstance(given, LabelArray)
+                or hasattr(given, "shadow")
+                or arrays.known(as_array(bare(given)))
+            ):
+                arrays.done(name, [out], arrays.follow(f"numpy.{name}", "_to_copy", {"self": given}, [out]))
+                return out.view(LabelArray)
+            return out
+        if isinstance(given, Tensor):
+            shadow = arrays.read(torch.Tensor.detach(given).numpy()) if given.device.type == "cpu" else None
+            if shadow:
+                arrays.write(out, shadow)
+                return out.view(LabelArray)
+            return out
+        if isinstance(given, (list, tuple)) and any(True for _ in arrays_in(given)):
+            made = indexing.array(arrays, given)
+            arrays.write(out, arrays.read(made))
+            return out.view(LabelArray)
+        return out
+
+    return wrapper
+
+
+def _fresh(arrays: Arrays, original: Any) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        out = original(*args, **kwargs)
+        return out.view(LabelArray) if arrays.memory.starts and type(out) is np.ndarray else out
+
+    return wrapper
+
+
+def _handed_out(arrays: Arrays, original: Any) -> Callable[..., Any]:
+    """``tensor.numpy()``"""
+
+    @functools.wraps(original)
+    def wrapper(t: Tensor, *args: Any, **kwargs: Any) -> Any:
+        out = original(t, *args, **kwargs)
+        if not isinstance(out, np.ndarray) or arrays.memory.entry(t) is None:
+            return out
+        if out.size and not arrays.known(bare(out)):
+            plain = bare(out)
+            if np.may_share_memory(plain, plain) and _same_memory(t, plain):
+                arrays.share(plain)
+            else:  # a copy, of another dtype
+                arrays.write(plain, arrays.memory.read(t))
+        return labelled(out)
+
+    return wrapper
+
+
+def _same_memory(t: Tensor, a: np.ndarray) -> bool:
+    storage = torch._C.TensorBase.untyped_storage(t)
+    start = torch.UntypedStorage.data_ptr(storage)
+    return bool(start <= a.__array_interface__["data"][0] < start + storage.nbytes())
+
+
+def _indexed(arrays: Arrays, original: Any) -> Callable[..., Any]:
+    """Torch reads arrays among indices and values itself: hand it tensors over the same memory."""
+
+    def seen(value: Any) -> Any:
+        if isinstance(value, LabelArray):
+            return arrays.tensor(value)
+        return type(value)(map(seen, value)) if type(value) in (tuple, list) else value
+
+    @functools.wraps(original)
+    def wrapper(t: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if arrays.memory.starts and any(True for _ in arrays_in([args])):
+            args = tuple(map(seen, args))
+        return original(t, *args, **kwargs)
+
+    return wrapper
+
+
+def _items(arrays: Arrays) -> dict[str, Callable[..., Any]]:
+    """The item methods of all arrays."""
+    get, put = np.ndarray.__getitem__, np.ndarray.__setitem__
+
+    def involved(key: Any) -> bool:
+        if type(key) is tuple:
+            return any(map(involved, key))
+        return type(key) is LabelArray or hasattr(key, "shadow")
+
+    def getitem(self: np.ndarray, key: Any) -> Any:
+        if involved(key) and type(self) is np.ndarray:
+            return read(self, key)
+        return get(self, key)
+
+    def setitem(self: np.ndarray, key: Any, value: Any) -> None:
+        if type(self) is np.ndarray and (
+            involved(key) or involved(value) or type(value) is list and involved(tuple(value))
+        ):
+            indexing.write(arrays, self, key, value)
+        else:
+            put(self, key, value)
+
+    return {"__getitem__": getitem, "__setitem__": setitem}
+
+
+def _taking(name: str) -> Callable[..., Any]:
+    original = getattr(np.ndarray, name)
+
+    def method(self: np.ndarray, *args: Any, **kwargs: Any) -> Any:
+        if type(self) is np.ndarray and any(
+            True for a in arrays_in([args, kwargs]) if type(a) is not np.ndarray
+        ):
+            return getattr(self.view(LabelArray), name)(*args, **kwargs)
+        return original(self, *args, **kwargs)
+
+    return method

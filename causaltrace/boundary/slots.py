@@ -1,0 +1,85 @@
+"""The places where numpy's C code reads an array and asks nobody.
+
+``plain[labels]`` and ``plain[...] = labels`` never reach the methods of ``labels``: for the duration of a watch
+the item methods of ``ndarray`` itself look at the key and the value first. Before Python 3.12 no class can say
+what happens when its buffer is asked for (``memoryview``, ``hashlib``, files): that slot is filled in C.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+#: CPython's flag of types whose attributes cannot be set, and where a type keeps its flags and its slots.
+IMMUTABLE = 1 << 8
+WORD = ctypes.sizeof(ctypes.c_void_p)
+_FLAGS = next(
+    place
+    for place in range(WORD * 10, WORD * 40, WORD)
+    if ctypes.c_ulong.from_address(id(np.ndarray) + place).value == np.ndarray.__flags__
+)
+_BUFFER, _MAPPING, _SEQUENCE = _FLAGS - WORD, _FLAGS - 7 * WORD, _FLAGS - 8 * WORD
+
+
+def _table(kind: type, place: int, size: int) -> Any:
+    """A type's table of C functions."""
+    address = ctypes.c_void_p.from_address(id(kind) + place).value
+    assert address is not None
+    return (ctypes.c_void_p * size).from_address(address)
+
+
+def patched(kind: type, methods: dict[str, Callable[..., Any]]) -> Callable[[], None]:
+    """Methods of a type that is written in C are replaced until the function that is returned is called."""
+    tables = [_table(kind, _MAPPING, 3), _table(kind, _SEQUENCE, 8)]
+    slots = [list(table) for table in tables]
+    old = {name: vars(kind)[name] for name in methods}
+
+    def put(new: dict[str, Any]) -> None:
+        flags = ctypes.c_ulong.from_address(id(kind) + _FLAGS)
+        flags.value &= ~IMMUTABLE
+        try:
+            for name, method in new.items():
+                setattr(kind, name, method)
+        finally:
+            flags.value |= IMMUTABLE
+
+    def undo() -> None:
+        put(old)
+        for table, values in zip(tables, slots, strict=True):
+            table[:] = values  # Python would leave slower ones
+
+    put(methods)
+    return undo
+
+
+def buffered(kind: type, told: Callable[[Any], None]) -> None:
+    """``told`` hears of it when the memory of an instance is asked for."""
+    if sys.version_info >= (3, 12):
+
+        def buffer(self: Any, flags: int) -> memoryview:
+            told(self)
+            return np.ndarray.__buffer__(self, flags)
+
+        kind.__buffer__ = buffer  # type: ignore[attr-defined]
+        return
+    slot = _table(kind, _BUFFER, 1)
+    function = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.c_void_p, ctypes.c_int)
+    original = function(slot[0])
+
+    def get(self: Any, view: int, flags: int) -> int:
+        try:
+            told(self)
+            return int(original(self, view, flags))
+        except (BufferError, ValueError):
+            return -1
+
+    kept = function(get)
+    _kept.append(kept)
+    slot[0] = ctypes.cast(kept, ctypes.c_void_p).value
+
+
+_kept: list[Any] = []  #: C calls them
