@@ -7,7 +7,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch._library.custom_ops import CustomOpDef
 from torch._ops import HigherOrderOperator
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -95,6 +95,10 @@ def unfaked() -> tuple[type[Exception], ...]:
     from torch._subclasses import fake_tensor as f
 
     return (f.DataDependentOutputException, f.DynamicOutputShapeException, f.UnsupportedOperatorException)
+
+
+#: Short names of types, as listings of graphs print them: "f32".
+DTYPES: dict[torch.dtype, str] = vars(fx.graph)["dtype_abbrs"]
 
 
 def serialized(kind: str) -> dict[int, Any]:

@@ -178,6 +178,8 @@ class Report:
     timeline: list[Moment] = field(default_factory=list)
     graph: Provenance = field(default_factory=Provenance)
     run: Run = field(default_factory=Run)
+    #: of the audit of a graph: its nodes, each with the latest label in it; not kept in files
+    listing: str = field(default="", compare=False)
 
     @property
     def scored(self) -> int:

@@ -74,11 +74,19 @@ class Static(Tracer):
             return super().site(phase)
         return replace(self.here, phase=phase or self.phase, op=self._op_name)
 
-    def latest(self, t: Tensor) -> Tensor | None:
+    def latest(self, t: Tensor) -> Tensor:
         """The latest label that each element of ``t`` may depend on, dims full or 1; -1: none."""
         with _disable_current_modes():
-            cells = self.ledger.depends(self.memory.read(self.faked(t)), "possible")
-            return None if cells is None else cells.data[..., 0] >> 1
+            out = torch.full((1,) * t.ndim, -1, dtype=torch.int32)
+            shadow = self.memory.read(self.faked(t))
+            if shadow is None:
+                return out
+            for cells in (shadow.possible or shadow.support, shadow.post):
+                out = out if cells is None else torch.maximum(out, cells.data[..., 0] >> 1)
+            target = None if shadow.target is None else self.ledger.positions(shadow.target)
+            for positions in (shadow.label, shadow.onehot, target):  # looking is not reading
+                out = out if positions is None else torch.maximum(out, positions.data[..., 0].to(out.dtype))
+            return out
 
     # -- tensors from outside -------------------------------------------------------------------------
 
