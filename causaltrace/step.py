@@ -11,7 +11,6 @@ from torch import Tensor
 from causaltrace import rules
 from causaltrace.lattice.cells import Algebra, Cells
 from causaltrace.ledger import Ledger, Pending
-from causaltrace.places import in_gradient_transform
 from causaltrace.readout import is_loss, onehot, selector, sums, targets, unchanged
 from causaltrace.rules.call import OpCall, known, live
 from causaltrace.rules.ordered import MAKERS, follow
@@ -53,6 +52,9 @@ class Context(Protocol):
     backward: bool
     blind: bool
 
+    @property
+    def silent(self) -> bool: ...
+    def objective(self, inputs: list[Tensor]) -> bool: ...
     def site(self, phase: str | None = None) -> Site: ...
     def represented(
         self, bound: dict[str, Any], orders: Collection[int]
@@ -278,14 +280,13 @@ class Step:
         """Labels, readouts and objectives through the op."""
         kind, tracer = self.kind, self.tracer
         moves = kind in (rules.MOVE, rules.READ)
-        objective = torch.is_grad_enabled() and any(t.requires_grad for t in self.inputs)
-        objective = objective or in_gradient_transform()
+        objective = tracer.objective(self.inputs)
         carriers = self._carriers()
         pending = tuple(dict.fromkeys(p for s in self.shadows.values() for p in s.pending))
         first = after.shadows[0] if after.shadows else Shadow()
         if moves:
-            first = self._moved(first)._replace(pending=() if self.backward else pending)
-        if self.backward:
+            first = self._moved(first)._replace(pending=() if tracer.silent else pending)
+        if tracer.silent:
             pass
         elif self.index is not None and self.outs:
             numbers = targets(
@@ -315,7 +316,7 @@ class Step:
                 first = first._replace(pending=pending + tuple(Pending(s, site) for _, s in carriers))
             else:
                 after.leaving += [s for _, s in carriers]
-        if pending and not self.backward and not moves:
+        if pending and not tracer.silent and not moves:
             if objective:
                 first = first._replace(pending=tuple(dict.fromkeys(first.pending + pending)))
             else:
@@ -349,7 +350,7 @@ class Step:
                 call.selects = False
                 result = self.op.rule.fn(call)
                 planes[plane] = result[0] if isinstance(result, list) else result
-        if self.backward:
+        if self.tracer.silent:
             planes.pop("target", None)
         label = planes.get("label")
         if label is not None and self.outs and self.outs[0].dtype.is_floating_point:

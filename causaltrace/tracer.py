@@ -18,6 +18,7 @@ from causaltrace.lattice.base import Lattice
 from causaltrace.lattice.cells import Algebra, Cells
 from causaltrace.lattice.horizon import Horizon
 from causaltrace.ledger import Ledger
+from causaltrace.places import in_gradient_transform
 from causaltrace.places import site as place
 from causaltrace.schema import (
     SILENT,
@@ -87,6 +88,16 @@ class Tracer(TorchDispatchMode):
             keep_route(x)
 
     # -- where we are ---------------------------------------------------------------------------------
+
+    @property
+    def silent(self) -> bool:
+        """Is what runs the gradient of readouts, and none itself?"""
+        return self.backward
+
+    def objective(self, inputs: list[Tensor]) -> bool:
+        """Will what is made of ``inputs`` have a gradient?"""
+        grows = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
+        return grows or in_gradient_transform()
 
     @property
     def phase(self) -> str:

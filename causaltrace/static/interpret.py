@@ -11,7 +11,8 @@ from causaltrace._compat import DTYPES
 from causaltrace.places import internal
 from causaltrace.site import Site
 from causaltrace.static.exported import Program
-from causaltrace.static.tracer import Static
+from causaltrace.static.passes import passes
+from causaltrace.static.tracer import Node, Static
 
 _FRAME = re.compile(r'File "(.+?)", line (\d+), in (\S+)(?:\n\s+(\S[^\n]*))?')
 
@@ -26,14 +27,16 @@ class ProvenanceInterpreter(fx.Interpreter):
         super().__init__(module)
         self.extra_traceback = False
         self._tracer = tracer
+        self._passes = passes(module.graph)
 
     def run_node(self, n: fx.Node) -> Any:
-        before = self._tracer.here
-        self._tracer.here = n.meta["site"] = _site(n)
+        before = self._tracer.node
+        site = n.meta["site"] = _site(n)
+        self._tracer.node = Node(site, *(n in part for part in self._passes))
         try:
             out = super().run_node(n)
         finally:
-            self._tracer.here = before
+            self._tracer.node = before
         if self._tracer.annotates and n.op != "output":
             self._annotate(n, out)
         return out

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,6 +36,16 @@ READS = ("_local_scalar_dense", "equal", "item", "is_nonzero", "allclose")
 CPU = torch.device("cpu")
 #: What a look at a fake tensor raises.
 BLIND = (AssertionError, KeyError, RuntimeError, TypeError)
+
+
+class Node(NamedTuple):
+    """What is known of a node of a graph: where it comes from, and what part it has in a backward pass (see
+    ``passes``)."""
+
+    site: Site
+    backward: bool = False
+    silent: bool = False
+    objective: bool = False
 
 
 class Seen(Memory):
@@ -64,15 +74,31 @@ class Static(Tracer):
         self.orders = Values()  #: of integers in an order that is not known: what they would be in one
         self.constants: dict[str, Site] = {}  #: that a verdict may rest on: where each is used first
         self.annotates = True  #: are the nodes of graphs told what they depend on?
-        self.here: Site | None = None  #: where the node of a graph comes from
+        self.node: Node | None = None  #: of a graph, while it runs
         self._arranged: list[Tensor] = []  #: keeps ids from being used again, for one operation
         self._storages: dict[int, tuple[Tensor, Any]] = {}  #: by storage of a real tensor: its fake
         self._weights: set[int] = set()
 
     def site(self, phase: str | None = None) -> Site:
-        if self.here is None:
+        if self.node is None:
             return super().site(phase)
-        return replace(self.here, phase=phase or self.phase, op=self._op_name)
+        return replace(self.node.site, phase=phase or self.phase, op=self._op_name)
+
+    @property
+    def silent(self) -> bool:
+        return self.backward and (self.node is None or self.node.silent)
+
+    def objective(self, inputs: list[Tensor]) -> bool:
+        return super().objective(inputs) or self.node is not None and self.node.objective
+
+    @property
+    def phase(self) -> str:
+        return "backward" if self._passing else super().phase
+
+    @property
+    def _passing(self) -> bool:
+        """Is this part of a backward pass?"""
+        return current_node() is not None or self.node is not None and self.node.backward
 
     def latest(self, t: Tensor) -> Tensor:
         """The latest label that each element of ``t`` may depend on, dims full or 1; -1: none."""
@@ -168,7 +194,7 @@ class Static(Tracer):
     def _one(
         self, op: Op, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], inputs: list[Tensor]
     ) -> Any:
-        if (current_node() is not None) != self.backward:  # a new pass begins
+        if self._passing != self.backward:  # a new pass begins
             self.backward = not self.backward
             self.algebra.forget()
         known = self._seen(inputs)
