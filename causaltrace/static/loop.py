@@ -188,7 +188,10 @@ class Unrolled:
         tracer.ledger.grow(judge.streams.size)
         self.closed, self.why = False, ""
         self.looks: dict[str, Look] = {}
-        self.known: dict[str, tuple[Tensor | None, bool]] = {}
+        self.known: dict[str, Tensor | None] = {}
+        self.numbers: dict[str, Any] = {}
+        self.read: set[int] = set()
+        self.by_logits = False
         self.undeclared: dict[str, None] = {}
         self.lost: dict[str, Site | None] = {}
         self.changing: dict[str, None] = {}
@@ -295,7 +298,8 @@ class Unrolled:
                     elif not look.within(before):
                         grows = look.shape != before.shape
                         reasons.append(f"{path} grows to {list(t.shape)}" if grows else f"{path} holds more")
-                    fixed = self._settled(path, fake) or path in declared.counts | beside.counts
+                    counted = path in declared.counts or path in beside.counts
+                    fixed = counted or self._settled(path, fake)
                     if not fixed and k >= 0:
                         reasons.append(f"{path} has other values")
                     if held is beside and k >= 0 and (look.holds or not fixed):
@@ -318,29 +322,29 @@ class Unrolled:
 
     def _settled(self, path: str, fake: Tensor) -> bool:
         """Is what is known of its values what was known a step before? What is not, is forgotten."""
-        values = self.tracer.values
-        new, whole = values.read(fake)
-        old, old_whole = self.known.get(path, (new, whole))
-        self.known[path] = new, whole
-        if old is None or path not in self.known:
-            if new is not None and old is None:
-                values.write(fake, None, False)
-                self.known[path] = None, False
+        new = self.tracer.values.read(fake)[0]
+        old = self.known.get(path, new)
+        self.known[path] = new
+        if old is None:  # not known before, and so not from now on
+            if new is not None:
+                self._forget(path, fake, None)
             return True
         if new is None or new.shape != old.shape:
-            values.write(fake, None, False)
-            self.known[path] = None, False
+            self._forget(path, fake, None)
             return False
-        if not speaks(fake):
-            same = torch.equal(old, new)
-            kept = None
+        kept = None
+        if speaks(fake):
+            same = bool((old.isnan() | (old == new)).all())
+            kept = torch.where(old == new, new, torch.nan)
         else:
-            equal = old.isnan() | (old == new)
-            same, kept = bool(equal.all()), torch.where(old == new, new, torch.nan)
+            same = torch.equal(old, new)
         if not same:
-            values.write(fake, kept, False)
-            self.known[path] = values.read(fake)
+            self._forget(path, fake, kept)
         return same
+
+    def _forget(self, path: str, fake: Tensor, kept: Tensor | None) -> None:
+        self.tracer.values.write(fake, kept, False)
+        self.known[path] = self.tracer.values.read(fake)[0]
 
     def _outlives(self, storage: torch.UntypedStorage) -> bool:
         """Does anything but the tracer hold it?"""

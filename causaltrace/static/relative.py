@@ -1,7 +1,7 @@
 """State as the next step sees it: all labels that the loop has passed are one and the same, "the past".
 
 Positions are counted from the last score on. What a step makes of two states that look the same from there is
-the same: rules and judge only ask which of two labels is later, which label an element is, and what is scored.
+the same: rules and judge only ask which of two labels is later, which one an element is, and what is scored.
 """
 
 from __future__ import annotations
