@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -64,11 +63,12 @@ def audit_loop(
             ``{"inputs": 0, "targets": 1}``). None: the one integer tensor among the inputs.
         scores: as for ``audit``, in the result of a step.
         order: as for ``watch``.
-        documents: are the rows of ``[batch, length]`` documents, each of which goes on in the next step? False:
-            rows follow one another in one stream, and so do the steps. None: both are tried.
+        documents: are the rows of ``[batch, length]`` documents, each of which goes on in the next step?
+            False: rows follow one another in one stream, and so do the steps. None: both are tried.
         stride: how many labels further the next step's inputs lie. None: the next step begins to score
             right behind the last label that this one scored.
-        steps: unroll so many, and prove no more than that; for states that grow. None: to a fixed point.
+        steps: run so many, and prove it for no more than that unless they end at a fixed point; for states
+            that grow. None: as many as it takes to a fixed point.
 
     Raises:
         AuditError: as for ``audit``.
@@ -158,12 +158,13 @@ def _places(given: Mapping[str, Any], labels: str | int | Mapping[str, int] | No
         if len(places) > 1:
             listed = ", ".join(f"{n!r}: 0" for n in places)
             raise ValueError(
-                f"several inputs hold integers: name the one with the labels (labels={next(iter(places))!r}), "
-                f"or say where in the step's part of the stream each begins (labels={{{listed}}})"
+                f"several inputs hold integers: name the one with labels (labels={next(iter(places))!r}), or "
+                f"say where in the step's part of the stream each begins (labels={{{listed}}})"
             )
     for name, at in places.items():
         if name not in tensors:
-            raise ValueError(f"labels name {name!r}, which is no tensor among: {', '.join(tensors) or 'none'}")
+            among = ", ".join(tensors) or "none"
+            raise ValueError(f"labels name {name!r}, which is no tensor among the inputs: {among}")
         if not isinstance(at, int) or at < 0:
             raise ValueError(f"labels: the place of {name!r} must be 0 or more, not {at!r}")
     if not places:
@@ -226,7 +227,7 @@ class Unrolled:
             touched = self._shadows(before)
         out = self._called(k, call, {loop.holder: before, **given})
         with _disable_current_modes():
-            self.state, result = _carried(before, out, lambda: self._shadows(before) != touched)
+            self.state, result = _carried(before, out, lambda: not _equal(self._shadows(before), touched))
             _returned(tracer, judge, result)
             scored = len(judge.ledger.order)
             held = [e.shadow for _, e in tracer.memory.alive() if e.shadow.target is not None]
@@ -262,9 +263,10 @@ class Unrolled:
             what = f"step {k + 1} of the loop fails ({type(error).__name__}: {str(error).splitlines()[:1]})"
             raise AuditError(what, _line(error), remedy) from error
 
-    def _shadows(self, state: Any) -> list[Shadow | None]:
-        read = self.tracer.memory.read
-        return [read(self.tracer.faked(t)) for t in Held({"state": state}).tensors.values()]
+    def _shadows(self, state: Any) -> list[Tensor | None]:
+        """The latest label of each element of the state."""
+        latest = self.tracer.latest
+        return [latest(t) for t in Held({"state": state}).tensors.values()]
 
     # -- between steps --------------------------------------------------------------------------------
 
@@ -432,6 +434,11 @@ def _carried(state: Any, out: Any, changed: Any) -> tuple[Any, Any]:
                 )
             return new, result
     return state, out
+
+
+def _equal(new: Sequence[Tensor | None], old: Sequence[Tensor | None]) -> bool:
+    pairs = zip(new, old, strict=False)
+    return all(n is o or n is not None and o is not None and torch.equal(n, o) for n, o in pairs)
 
 
 def _alike(new: Any, old: Any) -> bool:
