@@ -139,8 +139,8 @@ def average_after(state: Any, ids: Tensor) -> Tensor:
     return nll
 
 
-@case(averaged, 9, 7, "violation")
-def average_of_a_look_ahead(state: Any, ids: Tensor) -> Tensor:
+@case(averaged, 9, 7, "clean")
+def average_of_a_look_ahead_that_comes_too_late(state: Any, ids: Tensor) -> Tensor:
     nll = score(state[2], ids[:-1])
     with torch.no_grad():
         for old, new in zip(state[2].parameters(), state[0].parameters(), strict=True):
