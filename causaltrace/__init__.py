@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from causaltrace.report.model import Finding, Notice, Report
     from causaltrace.static.audit import audit
     from causaltrace.static.errors import AuditError
+    from causaltrace.static.loop import audit_loop
     from causaltrace.watcher import ViolationError, Watch, label, score, watch
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "ViolationError",
     "Watch",
     "audit",
+    "audit_loop",
     "dependencies",
     "label",
     "register_rule",
@@ -35,6 +37,7 @@ _HOMES = {
     "report.model": ("Finding", "Notice", "Report"),
     "static.audit": ("audit",),
     "static.errors": ("AuditError",),
+    "static.loop": ("audit_loop",),
     "watcher": ("ViolationError", "Watch", "label", "score", "watch"),
 }
 

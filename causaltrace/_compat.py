@@ -18,6 +18,11 @@ from torch.utils import _python_dispatch
 storage_of = torch._C.TensorBase.untyped_storage
 
 
+def owners(storage: torch.UntypedStorage) -> int:
+    """How many hold it: its Python object, and the tensors on it."""
+    return int(torch._C._storage_Use_Count(storage._cdata))
+
+
 #: The autograd node that is running; None outside a backward pass.
 current_node = torch._C._current_autograd_node
 

@@ -72,7 +72,7 @@ class Values:
 
     def _read(self, t: Tensor) -> tuple[Tensor | None, bool]:
         entry = self._entries.get(id(storage_of(t)))
-        if entry is None or entry.data.dtype != _kept_as(t):
+        if entry is None or entry.data.dtype != _kept_as(t) or not t.numel():
             return None, False
         view = geometry(t)
         if view == entry.base:
