@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from causaltrace.report.model import Finding, Notice, Report
     from causaltrace.static.audit import audit
     from causaltrace.static.errors import AuditError
-    from causaltrace.watcher import ViolationError, Watch, label, score, watch
+    from causaltrace.watcher import ViolationError, Watch, declassify, label, score, watch
 
 __all__ = [
     "AuditError",
@@ -21,6 +21,7 @@ __all__ = [
     "ViolationError",
     "Watch",
     "audit",
+    "declassify",
     "dependencies",
     "label",
     "register_rule",
@@ -35,7 +36,7 @@ _HOMES = {
     "report.model": ("Finding", "Notice", "Report"),
     "static.audit": ("audit",),
     "static.errors": ("AuditError",),
-    "watcher": ("ViolationError", "Watch", "label", "score", "watch"),
+    "watcher": ("ViolationError", "Watch", "declassify", "label", "score", "watch"),
 }
 
 

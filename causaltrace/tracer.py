@@ -349,6 +349,12 @@ class Tracer(TorchDispatchMode):
         """The values or the memory of ``t`` go to something that is not torch."""
         self._vanished(what, self.memory.read(t))
 
+    def declassified(self, shadow: Shadow | None, reason: str) -> None:
+        """A value with this shadow goes on without it."""
+        with self._lock, _disable_current_modes():
+            self._op_name = "declassify"
+            self.recorder.declassify(shadow, reason, self.site("host"))
+
     def _vanished(self, what: str, shadow: Shadow | None) -> None:
         if shadow and not self.quiet:
             with _disable_current_modes():

@@ -7,12 +7,13 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
+from causaltrace.boundary.declassify import TOO_LATE, unlabelled
 from causaltrace.boundary.finder import Finder
 from causaltrace.boundary.host import Host
 from causaltrace.graph.tape import Tape
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from networkx import MultiDiGraph
 
 Tokens = Tensor | Sequence[Tensor] | Mapping[str, Tensor] | None
+
+T = TypeVar("T")
 
 _current: Watch | None = None
 _lock = threading.Lock()
@@ -376,3 +379,29 @@ def label(t: Tensor, positions: Tensor | None = None, stream: str = "labels") ->
 def score(nll: Tensor, targets: Tensor | None = None, distribution: Tensor | None = None) -> Tensor:
     """Count ``nll`` as the score of its positions in the open watch; returns ``nll``. See ``Watch.score``."""
     return _current.score(nll, targets, distribution) if _current is not None else nll
+
+
+def declassify(x: T, *, reason: str) -> T:
+    """The values of ``x`` without the labels that they depend on: from here on they count as known.
+
+    For what the watch cannot prove and the reader of a report can judge: a step count, a flag that an eval
+    is over, a statistic that its rules allow. Every report lists the reason, the line and how often.
+    Readouts in ``x`` are scored here. Returns new memory with the same bits, through which gradients go as
+    before; ``x`` keeps its labels. Outside a watch ``x`` is returned as it is.
+
+    A number that has been read (``t.item()``) has left torch already: declassify ``t`` before it is read.
+
+    Raises:
+        TypeError: ``x`` is not a tensor.
+        ValueError: no reason is given.
+    """
+    if not isinstance(reason, str) or not reason.strip():
+        raise ValueError("declassify needs reason='why these values may be known'; reports print it")
+    if unlabelled.dispatch(type(x)) is unlabelled.dispatch(object):
+        raise TypeError(TOO_LATE.format(type(x).__name__))
+    if _current is None:
+        return x
+    with _current._quiet():
+        value, shadow = unlabelled(x, _current._tracer.memory)
+    _current._tracer.declassified(shadow, " ".join(reason.split()))
+    return cast(T, value)

@@ -54,4 +54,8 @@ HELP: dict[str, str] = {
         "What a static audit proves: for any weights and tokens, given the listed constants (masks, index "
         "tables). Audit again if they change."
     ),
+    "CT098": (
+        "The program called `causaltrace.declassify`: from there on these values count as depending on no "
+        "label, for the reason that it gives. The verdict rests on that reason; read it."
+    ),
 }
