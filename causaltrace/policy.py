@@ -46,6 +46,7 @@ class Judge:
     unproved_label: int = -1
     opaque_ops: dict[tuple[str, Site], Notice] = field(default_factory=dict)
     escapes: dict[tuple[str, Site], Notice] = field(default_factory=dict)
+    unwritten_reads: dict[tuple[str, Site], Notice] = field(default_factory=dict)
     notes: list[Notice] = field(default_factory=list)
     declassified: dict[tuple[str, Site], Notice] = field(default_factory=dict)
     objectives: list[Score] = field(default_factory=list)
@@ -195,6 +196,16 @@ class Judge:
             known.count += 1
             known.label = label if known.label is None else max(known.label, label or 0)
 
+    def unwritten(self, op: str, site: Site) -> None:
+        """An operation read memory that was never seen written."""
+        known = self.unwritten_reads.get((op, site))
+        if known is None:
+            message = f"{op} read memory that nothing was seen to write: it may hold any label"
+            remedy = "fill it in torch, or give what fills it a rule (causaltrace.kernel_rule, docs/rules.md)"
+            self.unwritten_reads[op, site] = Notice("CT099", message, remedy, site)
+        else:
+            known.count += 1
+
     def opaque(self, op: str, cells: Cells | None, site: Site) -> None:
         """An op without a rule: everything may have flowed."""
         known = self.opaque_ops.get((op, site))
@@ -309,7 +320,7 @@ class Judge:
         positions = torch.cat(self.ledger.order).tolist() if self.ledger.order else []
         local = [self.streams.locate(p)[1] for p in positions] if len(self.streams.streams) > 1 else positions
         violations = list(self.findings.values())
-        notes = [*self.notes, *self.declassified.values()]
+        notes = [*self.notes, *self.declassified.values(), *self.unwritten_reads.values()]
         if not positions:
             notes.append(
                 Notice(
@@ -348,7 +359,8 @@ class Judge:
                     remedy="follow the remedy of each listed operation or escape",
                 )
             )
-        for notice in (*self.opaque_ops.values(), *self.escapes.values()):
+        possible = (self.opaque_ops, self.escapes, self.unwritten_reads)
+        for notice in (n for found in possible for n in found.values()):
             notice.blocking = any(self.unproved.values())
         return Report(
             status,

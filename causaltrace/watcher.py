@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from causaltrace.boundary.declassify import TOO_LATE, unlabelled
 from causaltrace.boundary.finder import Finder
 from causaltrace.boundary.host import Host
+from causaltrace.boundary.outside import Outside
 from causaltrace.graph.tape import Tape
 from causaltrace.lattice.cells import LABELS, Cells
 from causaltrace.lattice.exact import Exact
@@ -124,7 +125,8 @@ class Watch:
                 self._add(name, tensor)
             if documents is not None:
                 self._documents(torch.as_tensor(documents))
-        self._host = Host(self._tracer)
+        outside = self._tracer.outside = Outside(self._tracer)
+        self._host = Host(self._tracer, outside)
         self._finder = Finder(self._tracer, given, self._add, self.note)
         self._tracer.finder = self._finder
         self._stack = contextlib.ExitStack()
@@ -268,6 +270,7 @@ class Watch:
         global _current
         self._stack.__exit__(kind, error, trace)
         _current = None
+        self._tracer.over = True
         held = [e.shadow for _, e in self._tracer.memory.alive() if e.shadow.target is not None]
         self._judge.close(held, Site("score", "returned", "<end of the watch>", 0))
         self._report = self._made(None if error is None else f"{type(error).__name__}: {error}")

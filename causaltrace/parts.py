@@ -1,0 +1,27 @@
+"""What the tracer tells the parts of the boundary that look at tensors with it."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+from causaltrace.schema import Op
+from causaltrace.shadow import Entry
+
+
+class Finder(Protocol):
+    """Looks at what no label is known of; ``boundary.finder`` implements it."""
+
+    searching: bool
+
+    def look(self, op: Op, inputs: list[Tensor]) -> None: ...
+    def made(self, outs: list[Tensor]) -> None: ...
+
+
+class Outside(Protocol):
+    """Memory that no operation filled; ``boundary.outside`` implements it."""
+
+    def adopted(self, t: Tensor) -> None: ...
+    def unwritten(self, t: Tensor) -> None: ...
+    def read(self, op: str, unwritten: list[Entry], outs: list[Tensor]) -> None: ...
