@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from causaltrace.boundary.kernels import kernel_rule
     from causaltrace.custom import register_rule
     from causaltrace.depends import dependencies
     from causaltrace.report.model import Finding, Notice, Report
@@ -23,6 +24,7 @@ __all__ = [
     "audit",
     "declassify",
     "dependencies",
+    "kernel_rule",
     "label",
     "register_rule",
     "score",
@@ -31,6 +33,7 @@ __all__ = [
 
 #: Modules of the public names. They are loaded when a name is first used: reading a report needs no torch.
 _HOMES = {
+    "boundary.kernels": ("kernel_rule",),
     "custom": ("register_rule",),
     "depends": ("dependencies",),
     "report.model": ("Finding", "Notice", "Report"),

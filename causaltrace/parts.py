@@ -1,13 +1,20 @@
-"""What the tracer tells the parts of the boundary that look at tensors with it."""
+"""What the tracer keeps for each thread, and the parts of the boundary that look at tensors with it."""
 
 from __future__ import annotations
 
+import threading
 from typing import Protocol
 
 from torch import Tensor
 
 from causaltrace.schema import Op
 from causaltrace.shadow import Entry
+
+
+class Depth(threading.local):
+    """A depth of calls, for each thread."""
+
+    value = 0
 
 
 class Finder(Protocol):

@@ -19,7 +19,7 @@ from causaltrace.lattice.base import Lattice
 from causaltrace.lattice.cells import Algebra, Cells
 from causaltrace.lattice.horizon import Horizon
 from causaltrace.ledger import Ledger
-from causaltrace.parts import Finder, Outside
+from causaltrace.parts import Depth, Finder, Outside
 from causaltrace.places import site as place
 from causaltrace.schema import (
     SILENT,
@@ -35,10 +35,6 @@ from causaltrace.site import Site
 from causaltrace.step import After, Recorder, Step, opaque
 
 _NUMBERS = (int, float, bool)
-
-
-class _Depth(threading.local):
-    value = 0
 
 
 class Tracer(TorchDispatchMode):
@@ -65,7 +61,7 @@ class Tracer(TorchDispatchMode):
         self.ledger = Ledger(self.algebra, self.memory, device)
         self.recorder, self.strict = recorder, strict
         self.updating = 0  #: depth of optimizer steps
-        self._quiet = _Depth()
+        self._quiet = Depth()
         self.over = False  #: has the watch ended?
         self.finder: Finder | None = None
         self.outside: Outside | None = None
@@ -398,10 +394,6 @@ class Tracer(TorchDispatchMode):
         with self._lock, _disable_current_modes():
             self._op_name = "declassify"
             self.recorder.declassify(shadow, reason, self.site("host"))
-
-    def named(self, what: str) -> None:
-        """What happens next is ``what``."""
-        self._op_name = what
 
     def vanished(self, what: str, shadow: Shadow | None) -> None:
         """A value with this shadow goes to something that is not torch."""

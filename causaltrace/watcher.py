@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from causaltrace.boundary.declassify import TOO_LATE, unlabelled
 from causaltrace.boundary.finder import Finder
 from causaltrace.boundary.host import Host
+from causaltrace.boundary.kernels import following
 from causaltrace.boundary.outside import Outside
 from causaltrace.graph.tape import Tape
 from causaltrace.lattice.cells import LABELS, Cells
@@ -258,6 +259,8 @@ class Watch:
                 self._stack.enter_context(torch.compiler.set_stance("force_eager"))
             self._stack.enter_context(self._host)
             self._stack.enter_context(self._tracer)
+            following.append(self._tracer)
+            self._stack.callback(following.remove, self._tracer)
         except BaseException:
             self._stack.close()
             _current = None

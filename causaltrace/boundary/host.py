@@ -111,9 +111,9 @@ class Host:
                 outside.saved(t)
             elif internal(sys._getframe(1).f_code.co_filename):
                 return original(t, *args, **kwargs)
-            tracer.escape(name.strip("_"), t)
             if name in POINTERS:
                 outside.opened(t)
+            tracer.escape(name.strip("_"), t)
             return original(t, *args, **kwargs)
 
         return wrapper

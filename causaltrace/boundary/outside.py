@@ -53,7 +53,7 @@ class Outside:
         own = {id(entry) for entry in unwritten}
         for t in outs:
             entry = self._memory.entries.get(id(storage_of(t)))
-            if entry is not None and id(entry) not in own and entry.shadow.possible is not None:
+            if entry is not None and id(entry) not in own and _more_is_possible(entry.shadow):
                 self._tracer.recorder.unwritten(op, self._tracer.site())
                 return
 
@@ -124,7 +124,7 @@ class Outside:
         with self._tracer._lock, _disable_current_modes():
             if storage.nbytes() in self._sizes and (contents := _contents(storage)) in self._saved:
                 assert contents is not None
-                self._tracer.named("load")
+                self._tracer._op_name = "load"
                 self._memory.copy(self._saved[contents], storage, self._loaded)
             elif storage.nbytes():
                 everything = torch.empty(0, dtype=torch.uint8, device=t.device).set_(storage)
@@ -149,6 +149,12 @@ class Outside:
         base = shadow.possible or support
         possible: Cells | None = algebra.join(base, mark) if base is not None else mark
         return shadow._replace(support=support, possible=possible)
+
+
+def _more_is_possible(shadow: Shadow) -> bool:
+    """May a later label have flowed than did?"""
+    latest = [-1 if c is None else int(c.data[..., 0].max()) for c in (shadow.support, shadow.possible)]
+    return latest[1] > latest[0]
 
 
 def _contents(storage: torch.UntypedStorage) -> bytes | None:
