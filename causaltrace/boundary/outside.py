@@ -51,9 +51,10 @@ class Outside:
     def read(self, op: str, unwritten: list[Entry], outs: list[Tensor]) -> None:
         """An operation met memory that nobody has written: does it go on from there?"""
         own = {id(entry) for entry in unwritten}
+        last = self._tracer.ledger.is_scored.numel() - 1
         for t in outs:
             entry = self._memory.entries.get(id(storage_of(t)))
-            if entry is not None and id(entry) not in own and _more_is_possible(entry.shadow):
+            if entry is not None and id(entry) not in own and _holds(entry.shadow, last):
                 self._tracer.recorder.unwritten(op, self._tracer.site())
                 return
 
@@ -151,10 +152,12 @@ class Outside:
         return shadow._replace(support=support, possible=possible)
 
 
-def _more_is_possible(shadow: Shadow) -> bool:
-    """May a later label have flowed than did?"""
-    latest = [-1 if c is None else int(c.data[..., 0].max()) for c in (shadow.support, shadow.possible)]
-    return latest[1] > latest[0]
+def _holds(shadow: Shadow, last: int) -> bool:
+    """May the last of all labels have flowed, as it may from unwritten memory, and did not otherwise?"""
+    did, may = (
+        -1 if c is None else int(c.data[..., 0].max()) >> 1 for c in (shadow.support, shadow.possible)
+    )
+    return did < last <= may
 
 
 def _contents(storage: torch.UntypedStorage) -> bytes | None:
