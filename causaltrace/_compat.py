@@ -68,8 +68,9 @@ def is_fake(t: Tensor) -> bool:
     return type(t) is not Tensor and hasattr(t, "fake_mode")
 
 
-#: The innermost dispatch mode, and a context in which it is off.
+#: The innermost dispatch mode, all of this thread's, and a context in which it is off.
 current_mode = _python_dispatch._get_current_dispatch_mode
+modes = _python_dispatch._get_current_dispatch_mode_stack
 without_top_mode = _python_dispatch._pop_mode_temporarily
 
 #: Modules that hold the environment in which bodies of higher-order operations are captured.
@@ -116,3 +117,7 @@ def serialized(kind: str) -> dict[int, Any]:
         "as_memory_format": s._SERIALIZE_TO_TORCH_MEMORY_FORMAT,
     }
     return {int(number): value for number, value in tables[kind].items()}
+
+
+#: Methods of storages that put them where other processes can write them.
+SHARING = ("_share_fd_cpu_", "_share_filename_cpu_", "_share_cuda_")

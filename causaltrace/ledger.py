@@ -106,6 +106,16 @@ class Ledger:
             label.moved[key] = out
         return out
 
+    def anything(self) -> Cells | None:
+        """What memory that was never written may hold: any label that there is."""
+        size, lattice = self.is_scored.numel(), self.algebra.lattice
+        if not size:
+            return None
+        exact = lattice.width > Horizon.width
+        positions = torch.arange(0 if exact else size - 1, size, dtype=torch.int32)[:, None]
+        unscored = torch.zeros(1, dtype=torch.bool).expand(size)
+        return Cells(lattice.reduce(lattice.read(positions, unscored), (0,))[0])
+
     def positions(self, target: Cells) -> Cells:
         """Readouts to the label positions that they score."""
         key = "positions"
@@ -318,6 +328,7 @@ class Ledger:
             if self.watermark is None:
                 self._first_marked = self._next_readout
             self.watermark = self.algebra.join(self.watermark, mark)
+            self.memory.reached(self.watermark)
 
     def forget_scores(self) -> None:
         """Nothing has been scored: explicit scores replace the ones that were seen."""

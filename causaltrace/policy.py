@@ -46,7 +46,9 @@ class Judge:
     unproved_label: int = -1
     opaque_ops: dict[tuple[str, Site], Notice] = field(default_factory=dict)
     escapes: dict[tuple[str, Site], Notice] = field(default_factory=dict)
+    unwritten_reads: dict[tuple[str, Site], Notice] = field(default_factory=dict)
     notes: list[Notice] = field(default_factory=list)
+    declassified: dict[tuple[str, Site], Notice] = field(default_factory=dict)
     objectives: list[Score] = field(default_factory=list)
     explicit: bool = False
     told: Callable[[], None] | None = None  #: called after every score event
@@ -145,13 +147,17 @@ class Judge:
         if event is not None and not bool(self.ledger.is_scored[self._positions(event)].all()):
             self.objectives.append(event)
 
-    def escaped(self, what: str, shadow: Shadow, site: Site) -> None:
-        """A value that depends on labels reached plain Python."""
+    def _gone(self, shadow: Shadow, site: Site) -> None:
+        """The readouts in a value that is not followed any further are scores."""
         if shadow.target is not None:
             self.scored(shadow, Site("score", site.op, site.file, site.line, site.function, site.module))
         for pending in shadow.pending:
             if isinstance(pending, Pending):
                 self.candidate(pending, site)
+
+    def escaped(self, what: str, shadow: Shadow, site: Site) -> None:
+        """A value that depends on labels reached plain Python."""
+        self._gone(shadow, site)
         cells = self.ledger.depends(shadow, "possible")
         if cells is None:
             return
@@ -173,6 +179,32 @@ class Judge:
         else:
             known.count += 1
             known.label = max(known.label or 0, label)
+
+    def declassify(self, shadow: Shadow | None, reason: str, site: Site) -> None:
+        """The program says that a value may be known, whatever labels it depends on."""
+        label = None
+        if shadow is not None:
+            self._gone(shadow, site)
+            cells = self.ledger.depends(shadow, "possible")
+            label = None if cells is None else int(cells.data[..., 0].max()) >> 1
+        known = self.declassified.get((reason, site))
+        if known is None:
+            message = f"the program declassified values here, because: {reason}"
+            remedy = "read the reason: the verdict rests on it"
+            self.declassified[reason, site] = Notice("CT098", message, remedy, site, label=label)
+        else:
+            known.count += 1
+            known.label = label if known.label is None else max(known.label, label or 0)
+
+    def unwritten(self, op: str, site: Site) -> None:
+        """An operation read memory that was never seen written."""
+        known = self.unwritten_reads.get((op, site))
+        if known is None:
+            message = f"{op} read memory that nothing was seen to write: it may hold any label"
+            remedy = "fill it in torch, or give what fills it a rule (causaltrace.kernel_rule, docs/rules.md)"
+            self.unwritten_reads[op, site] = Notice("CT099", message, remedy, site)
+        else:
+            known.count += 1
 
     def opaque(self, op: str, cells: Cells | None, site: Site) -> None:
         """An op without a rule: everything may have flowed."""
@@ -288,7 +320,7 @@ class Judge:
         positions = torch.cat(self.ledger.order).tolist() if self.ledger.order else []
         local = [self.streams.locate(p)[1] for p in positions] if len(self.streams.streams) > 1 else positions
         violations = list(self.findings.values())
-        notes = list(self.notes)
+        notes = [*self.notes, *self.declassified.values(), *self.unwritten_reads.values()]
         if not positions:
             notes.append(
                 Notice(
@@ -327,7 +359,8 @@ class Judge:
                     remedy="follow the remedy of each listed operation or escape",
                 )
             )
-        for notice in (*self.opaque_ops.values(), *self.escapes.values()):
+        possible = (self.opaque_ops, self.escapes, self.unwritten_reads)
+        for notice in (n for found in possible for n in found.values()):
             notice.blocking = any(self.unproved.values())
         return Report(
             status,

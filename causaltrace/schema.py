@@ -29,6 +29,10 @@ MASKED = {
 SILENT = {"aten.tensor_split.tensor_indices_or_sections": 1}
 #: Composites that read values only to check them, once this argument says all else.
 CHECKING = {"aten.one_hot.default": (1, "num_classes")}
+#: Operations whose results are left unwritten.
+BLANK = frozenset(
+    {"empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided"}
+)
 #: Arguments that a kernel writes although its schema does not say so.
 UNDECLARED = dict.fromkeys(
     ("aten::native_batch_norm", "aten::cudnn_batch_norm", "aten::miopen_batch_norm"),
@@ -40,6 +44,7 @@ UNDECLARED = dict.fromkeys(
 class Op:
     """One overload. ``written``: names of mutated arguments, ``outs``: those that are
     only written (``out=``); ``early``: its rule runs before it, while the old values can still be looked at;
+    ``blank``: gives memory that nobody has written; ``foreign``: not an operation of torch's own;
     ``foreach``: a rule for each list element; ``shares``: element-wise, with one result; ``joins``: whatever
     its operands hold; ``derived``: how its rule follows from its schema or tags; ``calls``: how often it ran.
     """
@@ -58,6 +63,8 @@ class Op:
     shares: bool
     joins: bool
     derived: str = ""
+    blank: bool = False
+    foreign: bool = False
     calls: int = 0
 
     def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -98,6 +105,8 @@ def describe(func: torch._ops.OpOverload) -> Op:
         and not foreach,
         joins=rule.fn is pointwise.join,
         derived=_derived(rule, name, packet, view, foreach, bool(written), bool(outs)),
+        blank=name in BLANK and not outs,
+        foreign=func.namespace not in ("aten", "prims"),
     )
 
 

@@ -68,10 +68,11 @@ _NOTHING = (None, None, *_PLAIN)
 class Entry:
     """The shadow of one storage: its base geometry, and the views of it that were asked for."""
 
-    __slots__ = ("base", "ndim", "ref", "shadow", "views")
+    __slots__ = ("base", "blank", "ndim", "ref", "shadow", "views")
 
     def __init__(self, ref: weakref.ref[torch.UntypedStorage], base: Geometry, shadow: Shadow) -> None:
         self.ref, self.base = ref, base
+        self.blank = False  #: is there memory in it that was not seen written?
         self.set(shadow)
 
     def set(self, shadow: Shadow) -> None:
@@ -94,6 +95,56 @@ class Memory:
     def __init__(self, algebra: Algebra) -> None:
         self._algebra = algebra
         self.entries: dict[int, Entry] = {}
+        #: Storages whose memory was handed out, by id; what may have been written there since; and who is
+        #: told of what operations write there.
+        self._open: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+        self._mark: Cells | None = None
+        self.leaks: Callable[[Shadow], None] = lambda _: None
+
+    def open(self, storage: torch.UntypedStorage) -> None:
+        """Others can read and write ``storage`` from now on."""
+        key = id(storage)
+        self._open[key] = weakref.ref(storage, lambda _: self._open.pop(key, None))
+        entry = self.entries.get(key)
+        if entry is not None and entry.blank:  # it is theirs to fill
+            del self.entries[key]
+        self._fill(key)
+
+    def reached(self, mark: Cells | None) -> None:
+        """Others may know ``mark`` by now."""
+        self._mark = mark
+        for key in list(self._open):
+            self._fill(key)
+
+    def _fill(self, key: int) -> None:
+        """What others know may be in the storage."""
+        storage, mark, entry = self._open[key](), self._mark, self.entries.get(key)
+        if storage is None or mark is None:
+            return
+        if entry is None:
+            base = Geometry(0, (storage.nbytes(),), (1,), 1)
+            self._insert(key, storage, base, Shadow(possible=self._algebra.reshaped(mark, (1,))))
+        else:
+            entry.set(self._hedged(entry.shadow, len(entry.base.sizes)))
+
+    def _hedged(self, shadow: Shadow, ndim: int) -> Shadow:
+        mark = None if self._mark is None else self._algebra.reshaped(self._mark, (1,) * ndim)
+        return shadow._replace(possible=self._algebra.join(shadow.possible or shadow.support, mark))
+
+    def unwritten(self, t: Tensor, cells: Cells) -> None:
+        """The elements of ``t`` are whatever was in memory before, of which ``cells`` are the labels."""
+        self.write(t, Shadow(possible=self._algebra.reshaped(cells, (1,) * t.ndim)))
+        entry = self.entries.get(id(storage_of(t)))
+        if entry is not None:
+            entry.blank = True
+
+    def copy(
+        self, source: torch.UntypedStorage, target: torch.UntypedStorage, fn: Callable[[Shadow], Shadow]
+    ) -> None:
+        """``target`` holds the bytes of ``source``. ``fn``: on its shadow."""
+        entry = self.entries.get(id(source))
+        if entry is not None:
+            self._insert(id(target), target, entry.base, fn(entry.shadow))
 
     def read(self, t: Tensor) -> Shadow | None:
         entry = self.entries.get(id(storage_of(t)))
@@ -150,6 +201,12 @@ class Memory:
         if t.numel() == 0 or entry is None and shadow is None:
             return
         view = geometry(t)
+        if self._open and key in self._open:
+            if shadow is not None:
+                self.leaks(shadow)
+                entry = self.entries.get(key)
+            if self._mark is not None:
+                shadow = self._hedged(shadow or Shadow(), t.ndim)
         if shadow is not None:
             ndim = len(view.sizes)
             if t.is_nested:
@@ -162,6 +219,8 @@ class Memory:
                     own = None if order.own is None else self._algebra.aligned(order.own, ndim)
                     shadow = shadow._replace(order=order._replace(own=own))
         if entry is not None and entry.base == view or self._whole(t, storage, view):
+            if entry is not None:
+                entry.blank = False
             if shadow is None:
                 self.entries.pop(key, None)
             else:

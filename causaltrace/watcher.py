@@ -7,14 +7,17 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
+from causaltrace.boundary.declassify import TOO_LATE, unlabelled
 from causaltrace.boundary.finder import Finder
 from causaltrace.boundary.host import Host
+from causaltrace.boundary.kernels import following
+from causaltrace.boundary.outside import Outside
 from causaltrace.graph.tape import Tape
 from causaltrace.lattice.cells import LABELS, Cells
 from causaltrace.lattice.exact import Exact
@@ -33,6 +36,8 @@ if TYPE_CHECKING:
     from networkx import MultiDiGraph
 
 Tokens = Tensor | Sequence[Tensor] | Mapping[str, Tensor] | None
+
+T = TypeVar("T")
 
 _current: Watch | None = None
 _lock = threading.Lock()
@@ -121,7 +126,8 @@ class Watch:
                 self._add(name, tensor)
             if documents is not None:
                 self._documents(torch.as_tensor(documents))
-        self._host = Host(self._tracer)
+        outside = self._tracer.outside = Outside(self._tracer)
+        self._host = Host(self._tracer, outside)
         self._finder = Finder(self._tracer, given, self._add, self.note)
         self._tracer.finder = self._finder
         self._stack = contextlib.ExitStack()
@@ -253,6 +259,8 @@ class Watch:
                 self._stack.enter_context(torch.compiler.set_stance("force_eager"))
             self._stack.enter_context(self._host)
             self._stack.enter_context(self._tracer)
+            following.append(self._tracer)
+            self._stack.callback(following.remove, self._tracer)
         except BaseException:
             self._stack.close()
             _current = None
@@ -265,6 +273,7 @@ class Watch:
         global _current
         self._stack.__exit__(kind, error, trace)
         _current = None
+        self._tracer.over = True
         held = [e.shadow for _, e in self._tracer.memory.alive() if e.shadow.target is not None]
         self._judge.close(held, Site("score", "returned", "<end of the watch>", 0))
         self._report = self._made(None if error is None else f"{type(error).__name__}: {error}")
@@ -376,3 +385,29 @@ def label(t: Tensor, positions: Tensor | None = None, stream: str = "labels") ->
 def score(nll: Tensor, targets: Tensor | None = None, distribution: Tensor | None = None) -> Tensor:
     """Count ``nll`` as the score of its positions in the open watch; returns ``nll``. See ``Watch.score``."""
     return _current.score(nll, targets, distribution) if _current is not None else nll
+
+
+def declassify(x: T, *, reason: str) -> T:
+    """The values of ``x`` without the labels that they depend on: from here on they count as known.
+
+    For what the watch cannot prove and the reader of a report can judge: a step count, a flag that an eval
+    is over, a statistic that its rules allow. Every report lists the reason, the line and how often.
+    Readouts in ``x`` are scored here. Returns new memory with the same bits, through which gradients go as
+    before; ``x`` keeps its labels. Outside a watch ``x`` is returned as it is.
+
+    A number that has been read (``t.item()``) has left torch already: declassify ``t`` before it is read.
+
+    Raises:
+        TypeError: ``x`` is not a tensor.
+        ValueError: no reason is given.
+    """
+    if not isinstance(reason, str) or not reason.strip():
+        raise ValueError("declassify needs reason='why these values may be known'; reports print it")
+    if unlabelled.dispatch(type(x)) is unlabelled.dispatch(object):
+        raise TypeError(TOO_LATE.format(type(x).__name__))
+    if _current is None:
+        return x
+    with _current._quiet():
+        value, shadow = unlabelled(x, _current._tracer.memory)
+    _current._tracer.declassified(shadow, " ".join(reason.split()))
+    return cast(T, value)

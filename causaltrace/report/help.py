@@ -54,4 +54,13 @@ HELP: dict[str, str] = {
         "What a static audit proves: for any weights and tokens, given the listed constants (masks, index "
         "tables). Audit again if they change."
     ),
+    "CT098": (
+        "The program called `causaltrace.declassify`: from there on these values count as depending on no "
+        "label, for the reason that it gives. The verdict rests on that reason; read it."
+    ),
+    "CT099": (
+        "An operation read memory that no operation was seen to write (`torch.empty`), and the result was "
+        "used. It may hold what a kernel outside torch put there, or what was in memory before. Fill it in "
+        "torch, or declare the kernel with `causaltrace.kernel_rule`."
+    ),
 }

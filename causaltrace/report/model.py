@@ -27,6 +27,8 @@ KINDS: dict[str, str] = {
     "CT095": "note on what was watched",
     "CT096": "rule of the user's",
     "CT097": "what a static audit rests on",
+    "CT098": "values that the program declassified",
+    "CT099": "memory that was read and never seen written",
 }
 
 #: The condition each finding breaks (parameter-golf issue #1017); CT003 breaks C1 and C3.
