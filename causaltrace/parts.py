@@ -11,10 +11,21 @@ from causaltrace.schema import Op
 from causaltrace.shadow import Entry
 
 
-class Depth(threading.local):
-    """A depth of calls, for each thread."""
+class Depth:
+    """An attribute: a depth of calls, for each thread."""
 
-    value = 0
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = f"_{name}_of_threads"
+
+    def __get__(self, instance: object, owner: type) -> int:
+        return getattr(self._of(instance), "depth", 0)
+
+    def __set__(self, instance: object, depth: int) -> None:
+        self._of(instance).depth = depth
+
+    def _of(self, instance: object) -> threading.local:
+        local: threading.local = vars(instance).setdefault(self._name, threading.local())
+        return local
 
 
 class Finder(Protocol):

@@ -43,6 +43,7 @@ class Tracer(TorchDispatchMode):
 
     supports_higher_order_operators = True
     blind = False  #: are there values to look at?
+    quiet = Depth()  #: of calls, on this thread, whose reads of values go no further
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -62,7 +63,6 @@ class Tracer(TorchDispatchMode):
         self.ledger = Ledger(self.algebra, self.memory, device)
         self.recorder, self.strict = recorder, strict
         self.updating = 0  #: depth of optimizer steps
-        self._quiet = Depth()
         self.over = False  #: has the watch ended?
         self.finder: Finder | None = None
         self.outside: Outside | None = None
@@ -76,15 +76,6 @@ class Tracer(TorchDispatchMode):
     def ops(self) -> list[Op]:
         """Every operation that ran."""
         return list(self._ops.values())
-
-    @property
-    def quiet(self) -> int:
-        """Depth of calls, on this thread, whose reads of values go no further."""
-        return self._quiet.value
-
-    @quiet.setter
-    def quiet(self, depth: int) -> None:
-        self._quiet.value = depth
 
     def _forgetting(self, x: Cells) -> None:
         """The history of a support that is in use ends."""

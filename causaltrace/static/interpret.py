@@ -11,8 +11,8 @@ from causaltrace._compat import DTYPES
 from causaltrace.places import internal
 from causaltrace.site import Site
 from causaltrace.static.exported import Program
-from causaltrace.static.passes import passes
-from causaltrace.static.tracer import Node, Static
+from causaltrace.static.passes import Node, passes
+from causaltrace.static.tracer import Static
 
 _FRAME = re.compile(r'File "(.+?)", line (\d+), in (\S+)(?:\n\s+(\S[^\n]*))?')
 

@@ -16,6 +16,7 @@ from torch import fx
 
 from causaltrace import rules
 from causaltrace.schema import Op, describe
+from causaltrace.site import Site
 
 #: Operations whose result is the same whatever tensor they are given.
 FILLS = (
@@ -28,6 +29,15 @@ FILLS = (
     "new_full",
     "new_empty",
 )
+
+
+class Node(NamedTuple):
+    """What is known of a node of a graph: where it comes from, and what part it has in a backward pass."""
+
+    site: Site
+    backward: bool = False
+    silent: bool = False
+    objective: bool = False
 
 
 class Passes(NamedTuple):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ from causaltrace.site import Site
 from causaltrace.static.arguments import blank, by_id, fresh, mapped, part_unknown, swapped
 from causaltrace.static.errors import AuditError
 from causaltrace.static.number import UnknownNumber
+from causaltrace.static.passes import Node
 from causaltrace.static.transfer import TABLE
 from causaltrace.static.values import LIMIT, Values, narrow, speaks, unknown
 from causaltrace.step import After, opaque
@@ -36,16 +37,6 @@ READS = ("_local_scalar_dense", "equal", "item", "is_nonzero", "allclose")
 CPU = torch.device("cpu")
 #: What a look at a fake tensor raises.
 BLIND = (AssertionError, KeyError, RuntimeError, TypeError)
-
-
-class Node(NamedTuple):
-    """What is known of a node of a graph: where it comes from, and what part it has in a backward pass (see
-    ``passes``)."""
-
-    site: Site
-    backward: bool = False
-    silent: bool = False
-    objective: bool = False
 
 
 class Seen(Memory):
