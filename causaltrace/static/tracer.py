@@ -28,7 +28,7 @@ from causaltrace.static.errors import AuditError
 from causaltrace.static.number import UnknownNumber
 from causaltrace.static.passes import Node
 from causaltrace.static.transfer import TABLE
-from causaltrace.static.values import LIMIT, Values, narrow, speaks, unknown
+from causaltrace.static.values import LIMIT, Seen, Values, narrow, speaks, unknown
 from causaltrace.step import After, opaque
 from causaltrace.tracer import Tracer
 
@@ -37,17 +37,6 @@ READS = ("_local_scalar_dense", "equal", "item", "is_nonzero", "allclose")
 CPU = torch.device("cpu")
 #: What a look at a fake tensor raises.
 BLIND = (AssertionError, KeyError, RuntimeError, TypeError)
-
-
-class Seen(Memory):
-    """Shadow memory that also knows stand-ins."""
-
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self.originals: dict[int, Tensor] = {}
-
-    def read(self, t: Tensor) -> Shadow | None:
-        return super().read(self.originals.get(id(t), t))
 
 
 class Static(Tracer):
