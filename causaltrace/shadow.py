@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -83,6 +83,18 @@ class Entry:
         self.ndim = len(cells.dims) if cells and cells.uniform and shadow[1:] == UNHEDGED else -1
 
 
+def _settled(shadow: Shadow | None) -> bool:
+    """Is nothing possible but what is in the support? Looked at on the host only."""
+    if shadow is None or shadow.possible is None:
+        return True
+    possible = shadow.possible.data
+    if possible.device.type != "cpu" or not shadow.plain:
+        return False
+    if shadow.support is None:
+        return bool((possible < 0).all())
+    return torch.equal(*torch.broadcast_tensors(possible, shadow.support.data))
+
+
 def geometry(t: Tensor) -> Geometry:
     if t.is_nested:  # no sizes and strides: one value for all that the storage holds
         return Geometry(0, (storage_of(t).nbytes() // t.itemsize,), (1,), t.itemsize)
@@ -137,6 +149,19 @@ class Memory:
         entry = self.entries.get(id(storage_of(t)))
         if entry is not None:
             entry.blank = True
+
+    def filled(self, bound: dict[str, Any]) -> bool:
+        """Will a write at these indices reach all of memory that nobody has written? What it held is lost."""
+        t, indices = bound["self"], bound["indices"]
+        entry = self.entries.get(id(storage_of(t)))
+        if entry is None or not entry.blank or bound.get("accumulate") or geometry(t) != entry.base:
+            return False
+        left = torch.ones(t.shape, dtype=torch.bool, device=t.device)
+        left[tuple(slice(None) if i is None else i for i in indices)] = False
+        if bool(left.any()):
+            return False
+        self.write(t, None)
+        return True
 
     def copy(
         self, source: torch.UntypedStorage, target: torch.UntypedStorage, fn: Callable[[Shadow], Shadow]
@@ -227,7 +252,11 @@ class Memory:
                 self._insert(key, storage, view, shadow)
             return
         base = entry.base if entry is not None else natural(view, storage.nbytes())
-        self._insert(key, storage, base, self._merge(entry, base, view, shadow))
+        merged = self._merge(entry, base, view, shadow)
+        if entry is not None and entry.blank and _settled(merged):  # the last of it has been written
+            entry.blank = False
+            merged = None if merged is None or merged.support is None else merged._replace(possible=None)
+        self._insert(key, storage, base, merged)
 
     def _whole(self, t: Tensor, storage: torch.UntypedStorage, view: Geometry) -> bool:
         """Does ``t`` hold every byte of its storage?"""

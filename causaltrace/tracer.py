@@ -300,6 +300,8 @@ class Tracer(TorchDispatchMode):
         if op.outs:  # what they held is lost
             bound = {name: value for name, value in bound.items() if name not in op.outs}
         inputs = tensors(tuple(bound.values()))
+        if op.name == "index_put" and self.memory.filled(bound):
+            shadows.pop(id(bound["self"]), None)
         if op.early:
             after = self._step(op, bound, None, written, inputs, shadows)
         out = self._away(op, func, args, kwargs)

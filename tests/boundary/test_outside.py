@@ -214,3 +214,27 @@ def test_kernels_outside_a_watch() -> None:
     assert out.tolist() == [0.0, 2.0, 4.0]
     with pytest.raises(ValueError, match="no argument y"):
         causaltrace.kernel_rule(lambda op: [], writes=("y",))(doubled)
+
+
+IN_PARTS = {
+    "a permutation": lambda x: torch.empty_like(x).index_put_((torch.arange(len(x)).flip(0),), x),
+    "two halves": lambda x: _halves(x),
+    "a draw with the default probability": lambda x: torch.empty_like(x).bernoulli_(0.5) + 1,
+}
+
+
+def _halves(x: Tensor) -> Tensor:
+    out = x.new_empty(*x.shape[:-1], 2 * x.shape[-1])
+    out[..., : x.shape[-1]] = x
+    out[..., x.shape[-1] :] = x
+    return out[..., : x.shape[-1]]
+
+
+@pytest.mark.parametrize("way", IN_PARTS)
+def test_memory_that_was_filled_bit_by_bit_is_written(way: str) -> None:
+    tokens, model = stream(), Toy()
+    with causaltrace.watch(tokens) as trace, torch.no_grad():
+        logits = IN_PARTS[way](model(tokens[:-1]))
+        F.cross_entropy(logits, tokens[1:], reduction="sum").item()
+    assert not any(note.kind == "CT099" for note in trace.report.notes)
+    assert trace.report.status == ("violation" if way == "a permutation" else "clean")

@@ -28,13 +28,6 @@ _MISSED = {
     "torch reads the values for its own text, callback or capsule": """
         scalars.shown files.logged memory.applied memory.dlpack_capsule
     """,
-    "a file behind a tensor is written by any write to it": """
-        files.shared_file
-    """,
-    "threads and processes are not seen": """
-        threads.thread threads.thread_pool threads.thread_writes threads.thread_reads threads.timer
-        threads.forked
-    """,
     "what is charged is not compared with a whole distribution": """
         scores.capped scores.ignored_class scores.weighted_classes scores.unnormalised scores.bonus
     """,
@@ -64,6 +57,9 @@ _DOUBTED = {
         numpy_tables.lexsorted numpy_tables.one_hot numpy_tables.folded numpy_tables.hashed_table
         numpy_tables.windows numpy_tables.pairs numpy_tables.applied before.numpy_scalars
         scores.target_blend_numpy scores.hashed_ratio scores.numpy_only
+    """,
+    "a copy of the process has all values that there are": """
+        threads.forked
     """,
     "an earlier label that picks from a row is taken for a target": """
         scores.tilt_without_scale scores.gated_hint
