@@ -8,11 +8,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from causaltrace import rules
+from causaltrace import distribution, mass, rules
 from causaltrace.lattice.cells import Algebra, Cells
 from causaltrace.ledger import Ledger, Pending
 from causaltrace.places import in_gradient_transform
-from causaltrace.readout import is_loss, onehot, selector, sums, targets, unchanged
+from causaltrace.readout import is_loss, matched, onehot, selector, sums, targets, unchanged
 from causaltrace.rules.call import OpCall, known, live
 from causaltrace.rules.ordered import MAKERS, follow
 from causaltrace.schema import Op, tensors
@@ -22,6 +22,11 @@ from causaltrace.site import Site
 #: Arguments that choose elements rather than being moved.
 SELECTORS = frozenset({"index", "indices", "mask", "condition"})
 
+
+#: Operations that choose between their operands: between two readouts, after the label is known.
+CHOOSING = frozenset({"minimum", "maximum", "fmin", "fmax"})
+#: Operations that may mix several readouts of one label into one.
+MIXING = frozenset({"sum", "mean", "logsumexp"})
 
 #: What to do about an operation that no rule covers.
 REMEDY = "write a rule for it (causaltrace.register_rule, docs/rules.md), or use operations that have one"
@@ -66,6 +71,7 @@ class Step:
     __slots__ = (
         "backward",
         "bound",
+        "gate",
         "index",
         "inputs",
         "kind",
@@ -94,6 +100,7 @@ class Step:
         self.inputs = inputs
         self.moved: set[int] = set()
         self.index: Tensor | None = None
+        self.gate: Tensor | None = None
         self.reduced = False
         self.kind = op.rule.kind
         self.shadows: dict[int, Shadow] = {}
@@ -192,6 +199,15 @@ class Step:
             self.reduced = self.index is not None and sums(self.op, self.bound)
         if blind and self.index is None and not self._one_branch():
             self.kind = rules.LEAVE  # nobody knows which element is where
+        elif self._chooses() and any(
+            self.shadows[t].target is not None for t in self.moved if t in self.shadows
+        ):
+            gate = self.bound.get("condition", self.bound.get("mask"))
+            self.gate = gate if isinstance(gate, Tensor) else None
+
+    def _chooses(self) -> bool:
+        """Does a condition choose between elements?"""
+        return self.op.rule.fn in (rules.move.where, rules.move.masked_fill) and not self.backward
 
     def _one_branch(self) -> bool:
         """Does a condition that is not known choose between labels or readouts, and something else?"""
@@ -206,6 +222,7 @@ class Step:
         moves = self.kind in (rules.MOVE, rules.READ)
         label = None if self.index is None or self.reduced else id(self.index)
         shadows, depends, moved = self.shadows, self.tracer.ledger.depends, self.moved
+        gate = self.gate
 
         def cells(t: Tensor) -> Cells | None:
             shadow = shadows.get(id(t))
@@ -213,6 +230,8 @@ class Step:
                 return None
             if plane not in ("support", "possible"):
                 return getattr(shadow, plane) if id(t) in moved else None
+            if t is gate:  # it changes the score, not the distribution
+                return None
             if moves and id(t) in moved or id(t) == label:
                 return _bare(shadow, plane)
             return depends(shadow, plane)
@@ -291,23 +310,24 @@ class Step:
             numbers = targets(
                 self.op, self.bound, self.index, self.outs[0], tracer.memory.read, tracer.ledger
             )
+            masses = self._read_out()
             if self.reduced:
-                loss = self._reduced_loss(numbers)
+                loss = self._reduced_loss(numbers)._replace(mass=masses)
                 if objective:
                     first = first._replace(pending=(Pending(loss, tracer.site("readout")),))
                 else:
                     after.leaving.append(loss)
             else:
-                first = first._replace(target=numbers, label=None, objective=objective)
+                first = first._replace(target=numbers, mass=masses, label=None, objective=objective)
                 first = self._ignored(first)
         elif (picked := onehot(self.op, self.bound, self.outs, self.shadows, tracer.ledger)) is not None:
             first = picked._replace(objective=objective)
         elif (guarded := unchanged(self.op, self.bound, self.outs, self.shadows, tracer.ledger)) is not None:
             first = guarded
         elif carriers and moves:
-            first = first._replace(objective=objective)
+            first = self._gated(first)._replace(objective=objective)
         elif carriers:
-            kept = self._point(carriers) if kind == rules.POINT else None
+            kept = self._point(carriers) if kind == rules.POINT else self._mixed(carriers)
             if kept is not None:
                 first = kept._replace(objective=objective)
             elif objective:
@@ -315,6 +335,10 @@ class Step:
                 first = first._replace(pending=pending + tuple(Pending(s, site) for _, s in carriers))
             else:
                 after.leaving += [s for _, s in carriers]
+        elif (
+            match := matched(self.op, self.bound, self.outs, self.shadows, tracer.ledger, kind == rules.POINT)
+        ) is not None:
+            first = match
         if pending and not self.backward and not moves:
             if objective:
                 first = first._replace(pending=tuple(dict.fromkeys(first.pending + pending)))
@@ -343,7 +367,7 @@ class Step:
     def _moved(self, first: Shadow) -> Shadow:
         """Labels and readouts move with their elements."""
         planes: dict[str, Cells | None] = {}
-        for plane in ("label", "target", "post", "onehot"):
+        for plane in ("label", "target", "post", "onehot", "match", "mass"):
             if any(getattr(s, plane) is not None for s in self.shadows.values()):
                 call = self.call(plane)
                 call.selects = False
@@ -351,6 +375,7 @@ class Step:
                 planes[plane] = result[0] if isinstance(result, list) else result
         if self.backward:
             planes.pop("target", None)
+            planes.pop("mass", None)
         label = planes.get("label")
         if label is not None and self.outs and self.outs[0].dtype.is_floating_point:
             planes["label"] = None  # a number, and no label any more
@@ -359,6 +384,33 @@ class Step:
                 possible = None if first.possible is None else algebra.join(first.possible, read)
                 first = first._replace(support=algebra.join(first.support, read), possible=possible)
         return first._replace(**planes)  # type: ignore[arg-type]
+
+    def _read_out(self) -> Cells | None:
+        """The mass of what is read out."""
+        if self.tracer.blind or self.index is None:
+            return None
+        lanes = distribution.at_labels(self.op, self.bound, self.index, self.tracer.memory)
+        return mass.pack(lanes, self.index.ndim if self.reduced else self.outs[0].ndim)
+
+    def _gated(self, first: Shadow) -> Shadow:
+        """What decides which readout, or whether one, is taken does so after the readout."""
+        shadow = None if self.gate is None else self.shadows.get(id(self.gate))
+        if shadow is None:
+            return first
+        algebra, depends = self.tracer.algebra, self.tracer.ledger.depends
+        if self._matches(shadow, first.target):
+            first, shadow = first._replace(mass=None), shadow._replace(match=None)
+        possible = first.possible
+        if any(s.possible is not None for s in self.shadows.values()):
+            possible = algebra.join(possible or first.support, depends(shadow, "possible"))
+        return first._replace(post=algebra.join(first.post, depends(shadow)), possible=possible)
+
+    def _matches(self, shadow: Shadow | None, target: Cells | None) -> bool:
+        """Is it a match at the labels of these readouts?"""
+        if shadow is None or shadow.match is None or target is None:
+            return False
+        mine, theirs = shadow.match.data, self.tracer.ledger.positions(target).data
+        return mine.shape == theirs.shape and bool(((mine == theirs) | (theirs < 0)).all())
 
     def _reduced_loss(self, numbers: Cells) -> Shadow:
         """A loss that is summed inside the op: its readouts before they are summed."""
@@ -392,7 +444,15 @@ class Step:
         mine = {id(t) for t, _ in carriers}
         rest = [t for t in self.inputs if id(t) not in mine]
         shadows = [self.shadows.get(id(t)) for t in rest]
+        matches = [self._matches(s, target) for s in shadows]
+        shadows = [
+            s._replace(match=None) if s is not None and m else s
+            for s, m in zip(shadows, matches, strict=True)
+        ]
         post = algebra.join(*[s.post for _, s in carriers], *[ledger.depends(s) for s in shadows])
+        if self.op.name in CHOOSING and len(carriers) > 1 and target is not None:
+            post = algebra.join(post, ledger.read(ledger.positions(target)))
+        masses = None if any(matches) else self._through(carriers)
         support = algebra.join(*[s.support for _, s in carriers])
         possible = None
         if any(s.possible is not None for s in self.shadows.values()):
@@ -407,7 +467,46 @@ class Step:
                 target, support, possible = (algebra.keep(c, kept) for c in (target, support, possible))
             elif weight == 0:
                 target = support = possible = None
-        return Shadow(support, possible, target=target, post=post)
+        return Shadow(support, possible, target=target, post=post, mass=masses)
+
+    def _through(self, carriers: list[tuple[Tensor, Shadow]]) -> Cells | None:
+        """The mass of an element-wise result; None: unknown."""
+        if any(s.mass is None for _, s in carriers):
+            return None
+        lanes = {id(t): mass.unpack(s.mass.data) for t, s in carriers if s.mass is not None}
+        found = mass.through(self.op.name, self.bound, lanes, self.outs[0])
+        return None if found is None else mass.pack(found, self.outs[0].ndim)
+
+    def _mixed(self, carriers: list[tuple[Tensor, Shadow]]) -> Shadow | None:
+        """Several readouts of each label, summed: a mixture is a readout like any other."""
+        x, shadow = carriers[0]
+        dims = self.bound.get("dim")
+        dims = [dims] if isinstance(dims, int) else dims
+        if (
+            self.op.name not in MIXING
+            or not dims
+            or len(dims) != 1
+            or shadow.target is None
+            or len(self.shadows) > 1
+        ):
+            return None
+        dim, algebra, ledger = dims[0] % max(1, x.ndim), self.tracer.algebra, self.tracer.ledger
+        where = ledger.positions(shadow.target).data[..., 0]
+        if where.ndim != x.ndim or where.shape[dim] < 2 or bool((where != where.narrow(dim, 0, 1)).any()):
+            return None
+        keepdim = bool(self.bound.get("keepdim"))
+        planes = {
+            name: algebra.reduce(getattr(shadow, name), [dim], keepdim)
+            for name in ("support", "possible", "target", "post")
+        }
+        masses = None
+        if shadow.mass is not None:
+            lanes = mass.unpack(shadow.mass.data)
+            lanes = lanes.expand(*[x.shape[d] if d == dim else n for d, n in enumerate(lanes.shape[:-1])], -1)
+            found = mass.mixed(self.op.name, lanes, dim)
+            if found is not None:
+                masses = mass.pack(found.unsqueeze(dim) if keepdim else found, self.outs[0].ndim)
+        return Shadow(**planes, mass=masses)
 
 
 def opaque(tracer: Context, op: str, cells: Cells) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from causaltrace._compat import current_node, decompose, is_fake, storage_of
+from causaltrace.distribution import note
 from causaltrace.graph.record import Record
 from causaltrace.graph.walk import keep_route
 from causaltrace.higher import FORMS, leaves
@@ -65,7 +66,7 @@ class Tracer(TorchDispatchMode):
         super().__init__()
         self.algebra = Algebra(self.site, lattice or Horizon(), (record or Record()).made, self._forgetting)
         self.memory = Memory(self.algebra)
-        self.ledger = Ledger(self.algebra, self.memory, device)
+        self.ledger = Ledger(self.algebra, self.memory, device, self.blind)
         self.recorder, self.strict = recorder, strict
         self.updating = 0  #: depth of optimizer steps
         self.quiet = 0  #: depth of calls whose reads of values go no further
@@ -203,6 +204,8 @@ class Tracer(TorchDispatchMode):
                 if cells is not None:
                     out = func(*args, **kwargs)
                     before = shadows.get(id(inputs[0])) if op.written else None
+                    if op.written:
+                        touched[0][1].rows = None
                     if before is None or before.support is not cells:
                         self.memory.write(out, Shadow(self._stamped(cells) if op.written else cells))
                     return out
@@ -213,6 +216,8 @@ class Tracer(TorchDispatchMode):
             self._op_name = op.full
             outs = [out] if isinstance(out, Tensor) else tensors(out)
             self._write(outs, self._step(op, bound, out, outs, inputs, shadows))
+            if op.distributes and not self.blind:
+                note(op, bound, out, self.memory)
             return out
 
     def _shared(
@@ -441,7 +446,7 @@ class Tracer(TorchDispatchMode):
             self._op_name = op.full
             opaque(self, op.full, cells)
             for t in (*inputs, *leaves(out)):
-                shadow = self.memory.read(t) or Shadow()
+                shadow = (self.memory.read(t) or Shadow())._replace(mass=None)
                 possible = self.algebra.reshaped(cells, (1,) * t.ndim)
                 self.memory.write(t, shadow._replace(possible=possible))
         return out
