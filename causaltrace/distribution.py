@@ -102,3 +102,19 @@ def at_labels(op: Op, bound: dict[str, Any], index: Tensor, memory: Memory) -> T
         return known
     shape = torch.broadcast_shapes(*[p.shape for p in places]) if places else ()
     return mass.of_rows(mass.chosen(x, places)).reshape(*shape, mass.WIDTH)
+
+
+def charged(values: Tensor, classes: Tensor, rows: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
+    """The masses of ``values``, said to be what ``rows`` ``[*values.shape, classes]`` of probabilities or their
+    logarithms charge for ``classes``, and where they are that: in nats or in bits, of either sign."""
+    last = rows.ndim - 1
+    lanes = read(rows, last, memory).expand(*values.shape, mass.WIDTH).clone()
+    entry = mass.wide(rows.gather(last, classes.clamp(min=0).unsqueeze(last)).squeeze(last))
+    entry = torch.where(mass.is_probability(lanes), entry.log(), entry).abs()
+    given = mass.wide(values).abs()
+    epsilon = max(torch.finfo(t.dtype).eps for t in (values, rows))
+    allowed = (mass.TOLERANCE + 4 * epsilon) * (1 + entry)
+    agrees = (given == entry) | ((given - entry).abs() <= allowed)
+    agrees |= (given * math.log(2) - entry).abs() <= allowed
+    lanes[..., mass.UP].masked_fill_(mass.is_probability(lanes), 0)
+    return mass.refused(lanes, ~agrees), agrees

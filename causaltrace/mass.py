@@ -112,6 +112,14 @@ def _rows(x: Tensor) -> Tensor:
     return wide(torch.stack((total, up, down, unit, torch.full_like(up, x.shape[-1]), slack), -1))
 
 
+def refused(lanes: Tensor, where: Tensor) -> Tensor:
+    """No distribution charges this."""
+    result = lanes.clone()
+    result[..., :CLASSES].masked_fill_(where.unsqueeze(-1), math.nan)
+    result[..., UP].masked_fill_(where, math.inf)
+    return result
+
+
 def negated(lanes: Tensor) -> Tensor:
     """The mass of an element whose sign a loss turns."""
     return _scaled(lanes, -1.0)
