@@ -40,6 +40,8 @@ class Rows(NamedTuple):
 def note(op: Op, bound: dict[str, Any], out: Tensor, memory: Memory) -> None:
     """``out`` was written by a softmax, or copied."""
     entry = memory.entries.get(id(storage_of(out)))
+    if out.is_nested or bound["self"].is_nested:  # no strides
+        return
     whole = out.numel() * out.itemsize == storage_of(out).nbytes()
     if entry is None or not whole or not out.is_floating_point() or not out.ndim:
         return
@@ -105,8 +107,8 @@ def at_labels(op: Op, bound: dict[str, Any], index: Tensor, memory: Memory) -> T
 
 
 def charged(values: Tensor, classes: Tensor, rows: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
-    """The masses of ``values``, said to be what ``rows`` ``[*values.shape, classes]`` of probabilities or their
-    logarithms charge for ``classes``, and where they are that: in nats or in bits, of either sign."""
+    """The masses of ``values``, said to be what ``rows`` ``[*values.shape, classes]`` of probabilities or
+    their logarithms charge for ``classes``, and where they are that: in nats or in bits, of either sign."""
     last = rows.ndim - 1
     lanes = read(rows, last, memory).expand(*values.shape, mass.WIDTH).clone()
     entry = mass.wide(rows.gather(last, classes.clamp(min=0).unsqueeze(last)).squeeze(last))

@@ -30,8 +30,8 @@ class Score:
     ``target``: packed readout number and position; ``support``, ``possible``, ``post``: their horizons at
     that moment, ``members``: the labels of the lattice's window in ``possible``. ``cells`` keeps the
     support's history for the explanation, ``late`` that of ``post``. ``mass``: what all classes together are
-    charged, lanes ``[n, mass.WIDTH]``; None where no values are known. ``left``: the values went to Python as they
-    are, or are held at the end.
+    charged, lanes ``[n, mass.WIDTH]``; None where no values are known. ``left``: the values went to Python
+    as they are, or are held at the end.
     """
 
     site: Site
@@ -59,8 +59,8 @@ class Pending:
 
 
 class Ledger:
-    """Read and scored flags by global position, on the host unless ``device`` says otherwise. ``blind``: there are
-    no values to look at."""
+    """Read and scored flags by global position, on the host unless ``device`` says otherwise. ``blind``:
+    there are no values to look at."""
 
     def __init__(self, algebra: Algebra, memory: Memory, device: torch.device, blind: bool = False) -> None:
         self.algebra, self.memory, self.device, self.blind = algebra, memory, device, blind

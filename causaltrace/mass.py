@@ -1,10 +1,10 @@
 """What all classes together are charged: is the number that a readout became still one of a distribution?
 
-A readout is the element of a row at the label. What is computed from it with values that no label decides could
-be computed for every class; call q(c) the probability that class c would get. The *mass* of a readout follows the
-sum of q over all classes through the arithmetic: it is 1 where the score is that of a normalised distribution.
-Sums are exact where the arithmetic is linear in probabilities (scaling, mixing) or adds to their logarithms;
-anything else makes them unknown, which proves nothing and accuses nobody.
+A readout is the element of a row at the label. What is computed from it with values that no label decides
+could be computed for every class; call q(c) the probability that class c would get. The *mass* of a readout
+follows the sum of q over all classes through the arithmetic: it is 1 where the score is that of a normalised
+distribution. Sums are exact where the arithmetic is linear in probabilities (scaling, mixing) or adds to
+their logarithms; anything else makes them unknown, which proves nothing and accuses nobody.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from torch import Tensor
 
 from causaltrace.lattice.cells import Cells
 
-#: Lanes of a mass; NaN is unknown. SUM: of the values themselves, none of which is negative, over all classes. UP: the
-#: logarithm of the sum of exp(value / UNIT); DOWN: of exp(-value / UNIT). Which one is meant need not be known.
+#: Lanes of a mass; NaN is unknown. SUM: of the values themselves, none of which is negative, over all
+#: classes. UP: the logarithm of the sum of exp(value / UNIT); DOWN: of exp(-value / UNIT). Which one is
+#: meant need not be known.
 SUM, UP, DOWN, UNIT, CLASSES, SLACK = range(6)
 WIDTH = 6
 #: How far from 1 a sum of probabilities may be, beside the rounding of the type that it was computed in.
@@ -36,8 +37,8 @@ SUMS = {"logaddexp": 1.0, "logaddexp2": math.log(2)}
 
 
 def pack(lanes: Tensor, ndim: int) -> Cells:
-    """Lanes ``[*dims, WIDTH]`` as a plane of a tensor of ``ndim`` dims: the bits of each float32 as a number that is
-    not negative. -1, which stands for nothing in every plane, is a NaN."""
+    """Lanes ``[*dims, WIDTH]`` as a plane of a tensor of ``ndim`` dims: the bits of each float32 as a number
+    that is not negative. -1, which stands for nothing in every plane, is a NaN."""
     lanes = lanes.reshape((1,) * (ndim + 1 - lanes.ndim) + lanes.shape)
     bits = lanes.float().contiguous().view(torch.int32)
     return Cells(bits.to(torch.int64) & 0xFFFFFFFF)
@@ -129,8 +130,8 @@ def negated(lanes: Tensor) -> Tensor:
 
 
 def through(name: str, bound: Mapping[str, Any], masses: Mapping[int, Tensor], out: Tensor) -> Tensor | None:
-    """The mass after an element-wise op; None: unknown. ``masses``: by ids of the operands that are readouts; no label
-    decides the others."""
+    """The mass after an element-wise op; None: unknown. ``masses``: by ids of the operands that are
+    readouts; no label decides the others."""
     x, y = bound.get("self", bound.get("input")), bound.get("other", bound.get("end"))
     one, two = masses.get(id(x)), masses.get(id(y))
     result: Tensor | None = None
@@ -199,8 +200,8 @@ def _number(value: Any, like: Tensor) -> Tensor:
 
 
 def _scaled(lanes: Tensor, factor: Any) -> Tensor:
-    """Times a number, or a tensor of which the sums may differ; a logarithm's factor is the same everywhere, but for
-    the zeros that take positions out of a score."""
+    """Times a number, or a tensor of which the sums may differ; a logarithm's factor is the same everywhere,
+    but for the zeros that take positions out of a score."""
     c = _number(factor, lanes)
     every = c[..., None] if c.ndim else c
     shape = torch.broadcast_shapes(lanes.shape[:-1], c.shape)
@@ -264,7 +265,8 @@ def _term(value: Any, lanes: Tensor | None, masses: Mapping[int, Tensor], base: 
 
 
 def _clamped(lanes: Tensor, low: Any, high: Any) -> Tensor | None:
-    """A floor that adds next to nothing for all classes together, or a ceiling that none of them can reach."""
+    """A floor that adds next to nothing for all classes together, or a ceiling that none of them can
+    reach."""
     if isinstance(low, Tensor) or isinstance(high, Tensor):
         return None
     result = lanes.clone()

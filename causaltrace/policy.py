@@ -272,7 +272,7 @@ class Judge:
             site=site,
             count=count,
             blocking=True,
-            remedy="normalise the row before the label is read, or pass it: trace.score(nll, distribution=...)",
+            remedy="normalise the row before the label is read, or trace.score(nll, distribution=row)",
         )
 
     def _wanted(self, order: str) -> bool:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from causaltrace.lattice.cells import Cells
 from causaltrace.distribution import read as read_mass
+from causaltrace.lattice.cells import Cells
 from causaltrace.ledger import Ledger
 from causaltrace.mass import pack
 from causaltrace.rules.call import known
@@ -137,10 +137,15 @@ def onehot(
     return None
 
 
-def _row_mass(hot: Cells, values: Any, out: Tensor, ledger: Ledger) -> Cells | None:
+def _row_mass(hot: Cells | None, values: Any, out: Tensor, ledger: Ledger) -> Cells | None:
     """The mass of the elements of rows that a one-hot row is multiplied with, ``[*rows, 1]``."""
     dim = out.ndim - 1
-    if not isinstance(values, Tensor) or not values.is_floating_point() or hot.dims[-1:] != (1,):
+    if (
+        not isinstance(values, Tensor)
+        or not values.is_floating_point()
+        or hot is None
+        or hot.dims[-1:] != (1,)
+    ):
         return None
     lanes = read_mass(values if values.shape == out.shape else values.expand(out.shape), dim, ledger.memory)
     return pack(lanes if lanes.ndim == 1 else lanes.unsqueeze(dim), out.ndim)
@@ -149,8 +154,8 @@ def _row_mass(hot: Cells, values: Any, out: Tensor, ledger: Ledger) -> Cells | N
 def matched(
     op: Op, bound: dict[str, Any], outs: list[Tensor], shadows: dict[int, Shadow], ledger: Ledger, point: bool
 ) -> Shadow | None:
-    """What compares each label with a class that was chosen for its position, or is computed from that: a row (1
-    for this class, 0 for the others) read at the label, and no dependence on it beyond a readout."""
+    """What compares each label with a class that was chosen for its position, or is computed from that: a
+    row (1 for this class, 0 for the others) read at the label, and no dependence on it beyond a readout."""
     if len(outs) != 1:
         return None
     x, y = bound.get("self"), bound.get("other")

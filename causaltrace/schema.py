@@ -43,7 +43,8 @@ class Op:
     """One overload. ``written``: names of mutated arguments, ``outs``: those that are
     only written (``out=``); ``early``: its rule runs before it, while the old values can still be looked at;
     ``foreach``: a rule for each list element; ``shares``: element-wise, with one result; ``joins``: whatever
-    its operands hold; ``distributes``: what it makes may be distributions; ``derived``: how its rule follows from its schema or tags; ``calls``: how often it ran.
+    its operands hold; ``distributes``: what it makes may be distributions; ``derived``: how its rule follows
+    from its schema or tags; ``calls``: how often it ran.
     """
 
     name: str

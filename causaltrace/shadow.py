@@ -27,9 +27,9 @@ class Shadow(NamedTuple):
     what may also have flowed (None: the same as support). ``label``: the stream position that an element
     is a verbatim copy of. ``target``: the readout that an element is (see ``ledger.Readouts``). ``post``:
     labels that entered after the readout. ``onehot``: the label position whose one-hot row this is.
-    ``match``: the label position that an element compares with a class (see ``readout.matched``). ``mass``: what
-    all classes together are charged (see ``mass``). ``pending``: readouts that an objective sums. ``objective``: readouts that require grad. ``order``: the
-    sorted order that the elements are in."""
+    ``match``: the label position that an element compares with a class (see ``readout.matched``). ``mass``:
+    what all classes together are charged (see ``mass``). ``pending``: readouts that an objective sums.
+    ``objective``: readouts that require grad. ``order``: the sorted order that the elements are in."""
 
     support: Cells | None = None
     possible: Cells | None = None
@@ -49,7 +49,7 @@ class Shadow(NamedTuple):
             support, possible = self[:2]
             out = Shadow(None if support is None else fn(support), None if possible is None else fn(possible))
         else:
-            planes = [None if c is None else fn(c) for c in self[:PLANES]]
+            planes = [None if c is None else fn(c) for c in self[:8]]
             out = Shadow(*planes)._replace(pending=self.pending, objective=self.objective)  # type: ignore[arg-type]
         return out if out else None
 
@@ -62,9 +62,7 @@ class Shadow(NamedTuple):
         return self != _NOTHING
 
 
-#: The first fields of a shadow are planes.
-PLANES = 8
-_PLAIN: tuple[object, ...] = (*(None,) * (PLANES - 2), (), False, None)
+_PLAIN: tuple[object, ...] = (None, None, None, None, None, None, (), False, None)
 #: All of a shadow but its support, where there is nothing else.
 UNHEDGED = (None, *_PLAIN)
 _NOTHING = (None, None, *_PLAIN)
@@ -209,7 +207,7 @@ class Memory:
             elements *= n
         exact = view.itemsize == base.itemsize and nested(base) and elements <= EXPAND_LIMIT
         planes: list[Cells | None] = []
-        for before, after in zip(old[:PLANES], new[:PLANES], strict=True):
+        for before, after in zip(old[:8], new[:8], strict=True):
             planes.append(
                 self._overwrite(before, after, base, view) if exact else self._weak(before, after, base)
             )

@@ -506,7 +506,7 @@ class Step:
             found = mass.mixed(self.op.name, lanes, dim)
             if found is not None:
                 masses = mass.pack(found.unsqueeze(dim) if keepdim else found, self.outs[0].ndim)
-        return Shadow(**planes, mass=masses)
+        return Shadow()._replace(**planes, mass=masses)  # type: ignore[arg-type]
 
 
 def opaque(tracer: Context, op: str, cells: Cells) -> None:

@@ -194,9 +194,9 @@ class Watch:
         Args:
             nll: values read out at labels, in any shape; or any values, with ``targets``.
             targets: the labels that they score, sliced from the watched tokens; same shape.
-            distribution: ``[*nll.shape, classes]``, probabilities or their logarithms: what each value is read
-                from. Its support is judged, its rows must sum to 1, and ``nll`` must be what it charges for the
-                labels, however it was computed.
+            distribution: ``[*nll.shape, classes]``, probabilities or their logarithms: what each value is
+                read from. Its support is judged, its rows must sum to 1, and ``nll`` must be what it charges
+                for the labels, however it was computed.
         """
         with self._quiet():
             ledger, memory = self._tracer.ledger, self._tracer.memory
@@ -223,8 +223,8 @@ class Watch:
             if distribution is not None:
                 if distribution.shape[:-1] != nll.shape:
                     raise ValueError(
-                        f"distribution has shape {tuple(distribution.shape)}; it must be [*nll.shape, classes], "
-                        f"and nll has {tuple(nll.shape)}"
+                        f"distribution has shape {tuple(distribution.shape)}, nll {tuple(nll.shape)}; "
+                        "it must be [*nll.shape, classes]"
                     )
                 shadow = shadow._replace(post=None, mass=self._charged(nll, target, distribution))
                 row = memory.read(distribution)

@@ -25,8 +25,10 @@ HELP: dict[str, str] = {
         "distribution first."
     ),
     "CT005": (
-        "What all classes together would be charged at this position does not come to a probability of 1 (C2): "
-        "the row that was read, or what was made of it, is not a normalised distribution. Divide by the sum over all "
+        "What all classes together would be charged at this position does not come to a probability of 1 "
+        "(C2): "
+        "the row that was read, or what was made of it, is not a normalised distribution. Divide by the "
+        "sum over all "
         "classes (`log_softmax`, or `logits.gather(-1, y) - logits.logsumexp(-1, keepdim=True)`) before the "
         "label is read."
     ),
@@ -61,9 +63,12 @@ HELP: dict[str, str] = {
         "tables). Audit again if they change."
     ),
     "CT098": (
-        "Nothing accuses these scores, and nothing shows that all classes together would be charged a probability of 1 "
-        "(C2): a tilt, a clip or another closed form. Make the whole row, normalise it, and read it at the label; "
-        "or pass it: `trace.score(nll, distribution=row)`. Where the values are no scores, name those that are with "
+        "Nothing accuses these scores, and nothing shows that all classes together would be charged a "
+        "probability of 1 "
+        "(C2): a tilt, a clip or another closed form. Make the whole row, normalise it, and read it at "
+        "the label; "
+        "or pass it: `trace.score(nll, distribution=row)`. Where the values are no scores, name those "
+        "that are with "
         "`trace.score(nll)`."
     ),
 }

@@ -21,7 +21,7 @@ from causaltrace._compat import current_node, decompose, is_fake, storage_of, un
 from causaltrace.higher import FORMS, leaves
 from causaltrace.order import INVERSE, PERMUTATION
 from causaltrace.schema import SILENT, Op, describe, tensors
-from causaltrace.shadow import PLANES, Memory, Shadow
+from causaltrace.shadow import Memory, Shadow
 from causaltrace.site import Site
 from causaltrace.static.arguments import blank, by_id, fresh, mapped, part_unknown, swapped
 from causaltrace.static.errors import AuditError
@@ -394,7 +394,7 @@ class Static(Tracer):
         with _disable_current_modes():
             try:
                 after = self._step(op, arguments, by_id(out, stand), targets, given, ruled)
-                for cells in (c for s in after.shadows for c in s[:PLANES] if c is not None):
+                for cells in (c for s in after.shadows for c in s[:8] if c is not None):
                     if is_fake(cells.data):
                         raise TypeError("a support was made of values that are not known")
                 self._rests_on(op, inputs, stand, ruled)
