@@ -27,8 +27,9 @@ class Shadow(NamedTuple):
     what may also have flowed (None: the same as support). ``label``: the stream position that an element
     is a verbatim copy of. ``target``: the readout that an element is (see ``ledger.Readouts``). ``post``:
     labels that entered after the readout. ``onehot``: the label position whose one-hot row this is.
-    ``pending``: readouts that an objective sums. ``objective``: readouts that require grad. ``order``: the
-    sorted order that the elements are in."""
+    ``match``: the label position that an element compares with a class (see ``readout.matched``). ``mass``:
+    what all classes together are charged (see ``mass``). ``pending``: readouts that an objective sums.
+    ``objective``: readouts that require grad. ``order``: the sorted order that the elements are in."""
 
     support: Cells | None = None
     possible: Cells | None = None
@@ -36,6 +37,8 @@ class Shadow(NamedTuple):
     target: Cells | None = None
     post: Cells | None = None
     onehot: Cells | None = None
+    match: Cells | None = None
+    mass: Cells | None = None
     pending: tuple[object, ...] = ()
     objective: bool = False
     order: Order | None = None
@@ -46,7 +49,7 @@ class Shadow(NamedTuple):
             support, possible = self[:2]
             out = Shadow(None if support is None else fn(support), None if possible is None else fn(possible))
         else:
-            planes = [None if c is None else fn(c) for c in self[:6]]
+            planes = [None if c is None else fn(c) for c in self[:8]]
             out = Shadow(*planes)._replace(pending=self.pending, objective=self.objective)  # type: ignore[arg-type]
         return out if out else None
 
@@ -59,19 +62,21 @@ class Shadow(NamedTuple):
         return self != _NOTHING
 
 
-_PLAIN: tuple[object, ...] = (None, None, None, None, (), False, None)
+_PLAIN: tuple[object, ...] = (None, None, None, None, None, None, (), False, None)
 #: All of a shadow but its support, where there is nothing else.
 UNHEDGED = (None, *_PLAIN)
 _NOTHING = (None, None, *_PLAIN)
 
 
 class Entry:
-    """The shadow of one storage: its base geometry, and the views of it that were asked for."""
+    """The shadow of one storage: its base geometry, and the views of it that were asked for. ``rows``: the
+    distributions that it holds, until something else is written (see ``mass.Rows``)."""
 
-    __slots__ = ("base", "blank", "ndim", "ref", "shadow", "views")
+    __slots__ = ("base", "blank", "ndim", "ref", "rows", "shadow", "views")
 
     def __init__(self, ref: weakref.ref[torch.UntypedStorage], base: Geometry, shadow: Shadow) -> None:
         self.ref, self.base = ref, base
+        self.rows: object = None
         self.blank = False  #: is there memory in it that was not seen written?
         self.set(shadow)
 
@@ -181,7 +186,8 @@ class Memory:
             return entry.shadow
         view = geometry(t)
         if t.is_nested:
-            return entry.shadow.planes(lambda cells: self._algebra.everything(cells, t.ndim))
+            bare = entry.shadow._replace(mass=None)
+            return bare.planes(lambda cells: self._algebra.everything(cells, t.ndim))
         if view == entry.base:
             return entry.shadow
         if view not in entry.views:
@@ -235,7 +241,7 @@ class Memory:
         if shadow is not None:
             ndim = len(view.sizes)
             if t.is_nested:
-                shadow = shadow.planes(lambda cells: self._algebra.everything(cells, 1))
+                shadow = shadow._replace(mass=None).planes(lambda cells: self._algebra.everything(cells, 1))
             assert shadow is not None
             if shadow[0] is None or len(shadow[0].dims) != ndim or shadow[1:] != UNHEDGED:
                 order = shadow.order
@@ -270,7 +276,7 @@ class Memory:
         if shadow is None:
             entries.pop(key, None)
         elif (old := entries.get(key)) is not None:
-            old.base = base
+            old.base, old.rows = base, None
             old.set(shadow)
         else:
             entries[key] = Entry(weakref.ref(storage, lambda _: entries.pop(key, None)), base, shadow)
@@ -289,12 +295,14 @@ class Memory:
             elements *= n
         exact = view.itemsize == base.itemsize and nested(base) and elements <= EXPAND_LIMIT
         planes: list[Cells | None] = []
-        for before, after in zip(old[:6], new[:6], strict=True):
+        for before, after in zip(old[:8], new[:8], strict=True):
             planes.append(
                 self._overwrite(before, after, base, view) if exact else self._weak(before, after, base)
             )
         pending = tuple(dict.fromkeys(old.pending + new.pending))
         out = Shadow(*planes)._replace(pending=pending)  # type: ignore[arg-type]
+        if not exact:  # nobody knows which of them an element is
+            out = out._replace(mass=None)
         return out if out else None
 
     def _overwrite(

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from causaltrace._compat import current_node, decompose, is_fake, storage_of
+from causaltrace.distribution import note
 from causaltrace.foreach import element, flat
 from causaltrace.graph.record import Record
 from causaltrace.graph.walk import keep_route
@@ -60,7 +61,7 @@ class Tracer(TorchDispatchMode):
         super().__init__()
         self.algebra = Algebra(self.site, lattice or Horizon(), (record or Record()).made, self._forgetting)
         self.memory = Memory(self.algebra)
-        self.ledger = Ledger(self.algebra, self.memory, device)
+        self.ledger = Ledger(self.algebra, self.memory, device, self.blind)
         self.recorder, self.strict = recorder, strict
         self.updating = 0  #: depth of optimizer steps
         self.over = False  #: has the watch ended?
@@ -214,6 +215,8 @@ class Tracer(TorchDispatchMode):
                 if cells is not None:
                     out = self._away(op, func, args, kwargs)
                     before = shadows.get(id(inputs[0])) if op.written else None
+                    if op.written:
+                        touched[0][1].rows = None
                     if before is None or before.support is not cells:
                         self.memory.write(out, Shadow(self._stamped(cells) if op.written else cells))
                     return out
@@ -225,6 +228,8 @@ class Tracer(TorchDispatchMode):
                 self._op_name = op.full
                 outs = [out] if isinstance(out, Tensor) else tensors(out)
                 self._write(outs, self._step(op, bound, out, outs, inputs, shadows))
+                if op.distributes and not self.blind:
+                    note(op, bound, out, self.memory)
             if unwritten and self.outside is not None:
                 self.outside.read(op.full, unwritten, tensors(out))
             return out
@@ -412,17 +417,13 @@ class Tracer(TorchDispatchMode):
         if self.ledger.watermark is None and not sources:
             return
         with self._lock, _disable_current_modes():
-            mark = self.ledger.watermark
-            known = [s for s in map(self.memory.read, sources) if s is not None]
-            if mark is None and not known:
+            algebra, mark, ones = self.algebra, self.ledger.watermark, (1,) * t.ndim
+            known = [self.ledger.depends(self.memory.read(source)) for source in sources]
+            support = algebra.everything(algebra.join(*map(algebra.everything, known)), t.ndim)
+            if mark is None and support is None:
                 return
-            algebra, ones = self.algebra, (1,) * t.ndim
-            support = algebra.everything(algebra.join(*map(self._whole, known)), t.ndim)
             mark = None if mark is None else algebra.reshaped(mark, ones)
             self.memory.write(t, Shadow(support, algebra.join(support, mark)))
-
-    def _whole(self, shadow: Shadow) -> Cells | None:
-        return self.algebra.everything(self.ledger.depends(shadow))
 
     # -- everything else ------------------------------------------------------------------------------
 
@@ -492,7 +493,7 @@ class Tracer(TorchDispatchMode):
             self._op_name = op.full
             opaque(self, op.full, cells)
             for t in (*inputs, *leaves(out)):
-                shadow = self.memory.read(t) or Shadow()
+                shadow = (self.memory.read(t) or Shadow())._replace(mass=None)
                 possible = self.algebra.reshaped(cells, (1,) * t.ndim)
                 self.memory.write(t, shadow._replace(possible=possible))
         return out

@@ -18,10 +18,12 @@ from causaltrace.boundary.finder import Finder
 from causaltrace.boundary.host import Host
 from causaltrace.boundary.kernels import following
 from causaltrace.boundary.outside import Outside
+from causaltrace.distribution import charged
 from causaltrace.graph.tape import Tape
 from causaltrace.lattice.cells import LABELS, Cells
 from causaltrace.lattice.exact import Exact
 from causaltrace.lattice.horizon import Horizon
+from causaltrace.mass import pack
 from causaltrace.ops import uses
 from causaltrace.policy import Judge
 from causaltrace.report.about import made_now
@@ -119,6 +121,7 @@ class Watch:
         device = given[0][1].device if given else torch.device("cpu")
         with torch.inference_mode(False):
             self.streams = Streams()
+            self._given: list[tuple[Stream, Tensor]] = []
             self._judge = Judge(self.streams, order)
             self._tracer = Tracer(cast(Recorder, self._judge), strict, device, lattice, self._judge.record)
             self._judge.ledger = self._tracer.ledger
@@ -143,6 +146,7 @@ class Watch:
                 f"stream {name!r} is new: with precision='exact' give all streams to watch() at once"
             )
         stream = self.streams.add(name, tensor)
+        self._given.append((stream, tensor))
         self._tracer.ledger.grow(self.streams.size)
         self._place(
             tensor, torch.arange(tensor.numel(), device=tensor.device).view(tensor.shape) + stream.offset
@@ -196,7 +200,9 @@ class Watch:
         Args:
             nll: values read out at labels, in any shape; or any values, with ``targets``.
             targets: the labels that they score, sliced from the watched tokens; same shape.
-            distribution: ``[*nll.shape, classes]``, what each value was read from; its support is judged.
+            distribution: ``[*nll.shape, classes]``, probabilities or their logarithms: what each value is
+                read from. Its support is judged, its rows must sum to 1, and ``nll`` must be what it charges
+                for the labels, however it was computed.
         """
         with self._quiet():
             ledger, memory = self._tracer.ledger, self._tracer.memory
@@ -221,6 +227,12 @@ class Watch:
                 self._judge.forget_scores()
             support, possible = shadow.support, shadow.possible
             if distribution is not None:
+                if distribution.shape[:-1] != nll.shape:
+                    raise ValueError(
+                        f"distribution has shape {tuple(distribution.shape)}, nll {tuple(nll.shape)}; "
+                        "it must be [*nll.shape, classes]"
+                    )
+                shadow = shadow._replace(post=None, mass=self._charged(nll, target, distribution))
                 row = memory.read(distribution)
                 last = distribution.ndim - 1
                 algebra = self._tracer.algebra
@@ -234,6 +246,20 @@ class Watch:
             if event is not None:
                 self._judge.score(event)
         return nll
+
+    def _charged(self, nll: Tensor, target: Cells, rows: Tensor) -> Cells:
+        """The mass of values that are read from ``rows`` at the labels with readouts ``target``."""
+        positions = self._tracer.ledger.positions(target).data[..., 0].expand(nll.shape)
+        classes = torch.full_like(positions, -1)
+        for stream, tokens in self._given:
+            inside = (positions >= stream.offset) & (positions < stream.offset + stream.size)
+            here = (positions - stream.offset).clamp(0, stream.size - 1)
+            classes = torch.where(inside, tokens.reshape(-1).to(here.device)[here].long(), classes)
+        lanes, agrees = charged(nll, classes, rows, self._tracer.memory)
+        count = int((~agrees & (positions >= 0)).sum())
+        if count:
+            self.note(f"trace.score: {count} values are not what their distribution charges for the label")
+        return pack(lanes, nll.ndim)
 
     @contextlib.contextmanager
     def _quiet(self) -> Iterator[None]:

@@ -18,6 +18,7 @@ KINDS: dict[str, str] = {
     "CT002": "own label reaches the distribution",
     "CT003": "label reaches the distribution through an update made before it was scored",
     "CT004": "score depends on its label beyond the readout",
+    "CT005": "score of something that is not a normalised distribution",
     "CT006": "position scored twice",
     "CT090": "opaque operation",
     "CT091": "value left torch",
@@ -29,6 +30,7 @@ KINDS: dict[str, str] = {
     "CT097": "what a static audit rests on",
     "CT098": "values that the program declassified",
     "CT099": "memory that was read and never seen written",
+    "CT100": "normalisation not shown",
 }
 
 #: The condition each finding breaks (parameter-golf issue #1017); CT003 breaks C1 and C3.

@@ -408,7 +408,7 @@ class Static(Tracer):
         with _disable_current_modes():
             try:
                 after = self._step(op, arguments, by_id(out, stand), targets, given, ruled)
-                for cells in (c for s in after.shadows for c in s[:6] if c is not None):
+                for cells in (c for s in after.shadows for c in s[:8] if c is not None):
                     if is_fake(cells.data):
                         raise TypeError("a support was made of values that are not known")
                 self._rests_on(op, inputs, stand, ruled)
