@@ -6,12 +6,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from causaltrace.boundary.kernels import kernel_rule
     from causaltrace.custom import register_rule
     from causaltrace.depends import dependencies
     from causaltrace.report.model import Finding, Notice, Report
     from causaltrace.static.audit import audit
     from causaltrace.static.errors import AuditError
-    from causaltrace.watcher import ViolationError, Watch, label, score, watch
+    from causaltrace.static.loop import audit_loop
+    from causaltrace.watcher import ViolationError, Watch, declassify, label, score, watch
 
 __all__ = [
     "AuditError",
@@ -21,7 +23,10 @@ __all__ = [
     "ViolationError",
     "Watch",
     "audit",
+    "audit_loop",
+    "declassify",
     "dependencies",
+    "kernel_rule",
     "label",
     "register_rule",
     "score",
@@ -30,12 +35,14 @@ __all__ = [
 
 #: Modules of the public names. They are loaded when a name is first used: reading a report needs no torch.
 _HOMES = {
+    "boundary.kernels": ("kernel_rule",),
     "custom": ("register_rule",),
     "depends": ("dependencies",),
     "report.model": ("Finding", "Notice", "Report"),
     "static.audit": ("audit",),
     "static.errors": ("AuditError",),
-    "watcher": ("ViolationError", "Watch", "label", "score", "watch"),
+    "static.loop": ("audit_loop",),
+    "watcher": ("ViolationError", "Watch", "declassify", "label", "score", "watch"),
 }
 
 

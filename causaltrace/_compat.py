@@ -7,7 +7,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch._library.custom_ops import CustomOpDef
 from torch._ops import HigherOrderOperator
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -18,6 +18,11 @@ from torch.utils import _python_dispatch
 storage_of = torch._C.TensorBase.untyped_storage
 #: The address of a storage, whatever a watch does to ``Tensor.data_ptr``.
 data_ptr = torch.UntypedStorage.data_ptr
+
+
+def owners(storage: torch.UntypedStorage) -> int:
+    """How many hold it: its Python object, and the tensors on it."""
+    return int(torch._C._storage_Use_Count(storage._cdata))
 
 
 #: The autograd node that is running; None outside a backward pass.
@@ -65,8 +70,9 @@ def is_fake(t: Tensor) -> bool:
     return type(t) is not Tensor and hasattr(t, "fake_mode")
 
 
-#: The innermost dispatch mode, and a context in which it is off.
+#: The innermost dispatch mode, all of this thread's, and a context in which it is off.
 current_mode = _python_dispatch._get_current_dispatch_mode
+modes = _python_dispatch._get_current_dispatch_mode_stack
 without_top_mode = _python_dispatch._pop_mode_temporarily
 
 #: Modules that hold the environment in which bodies of higher-order operations are captured.
@@ -99,6 +105,10 @@ def unfaked() -> tuple[type[Exception], ...]:
     return (f.DataDependentOutputException, f.DynamicOutputShapeException, f.UnsupportedOperatorException)
 
 
+#: Short names of types, as listings of graphs print them: "f32".
+DTYPES: dict[torch.dtype, str] = vars(fx.graph)["dtype_abbrs"]
+
+
 def serialized(kind: str) -> dict[int, Any]:
     """What the numbers in an exported program's JSON stand for."""
     from torch._export.serde import serialize as s
@@ -109,3 +119,7 @@ def serialized(kind: str) -> dict[int, Any]:
         "as_memory_format": s._SERIALIZE_TO_TORCH_MEMORY_FORMAT,
     }
     return {int(number): value for number, value in tables[kind].items()}
+
+
+#: Methods of storages that put them where other processes can write them.
+SHARING = ("_share_fd_cpu_", "_share_filename_cpu_", "_share_cuda_")

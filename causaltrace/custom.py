@@ -156,7 +156,7 @@ def everything(op: Call) -> list[Support]:
 UserRule = TypeVar("UserRule", bound=Callable[[Call], Support | Sequence[Support]])
 
 
-class _Checked:
+class Checked:
     """A user's rule as the table holds it: what it gives is checked before it is believed."""
 
     def __init__(self, fn: Callable[[Call], Any], name: str, source: str, defaults: dict[str, Any]) -> None:
@@ -218,7 +218,7 @@ def register_rule(op: object, *, reads: str | None = None) -> Callable[[UserRule
                 raise ValueError(f"reads={reads!r}: {rules.registered_name(func)} has {_names(func)}")
             kind = rules.READ if reads else rules.POINT if fn is elementwise else rules.LEAVE
             name = rules.registered_name(func)
-            rules.TABLE[name] = rules.Rule(kind, _Checked(fn, name, source, defaults), source, reads or "")
+            rules.TABLE[name] = rules.Rule(kind, Checked(fn, name, source, defaults), source, reads or "")
         return fn
 
     return register
@@ -257,7 +257,7 @@ def _named(name: str) -> object:
 def _refuse(func: Operator, fn: Callable[..., Any]) -> None:
     """Raise if ``func`` cannot have ``fn`` as its rule."""
     name, known = rules.registered_name(func), rules.find(func)
-    if isinstance(known.fn, _Checked):
+    if isinstance(known.fn, Checked):
         if _definition(known.fn.fn) != _definition(fn):
             raise ValueError(f"{name} has a rule already, registered at {known.source}")
     elif known.kind != rules.OPAQUE:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from causaltrace.boundary.host import Host
+from causaltrace.boundary.outside import Outside
 from causaltrace.lattice.cells import Cells
 from causaltrace.lattice.exact import Exact
 from causaltrace.ledger import Ledger, Pending
@@ -105,7 +106,7 @@ def follow(fn: Callable[..., Any], inputs: tuple[Tensor, ...], window: range) ->
         first += t.numel()
         ledger.grow(first)
         tracer.memory.write(t, Shadow(Cells(lattice.read(positions, ledger.is_scored))))
-    with torch.compiler.set_stance("force_eager"), Host(tracer), tracer:
+    with torch.compiler.set_stance("force_eager"), Host(tracer, Outside(tracer)), tracer:
         out = fn(*copies)
     outs = tensors(out)
     if not outs:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from causaltrace.lattice.cells import Algebra, Cells
 from causaltrace.lattice.horizon import Horizon
+from causaltrace.mass import unknown, unpack
 from causaltrace.shadow import UNHEDGED, Memory, Shadow
 from causaltrace.site import Site
 
@@ -28,7 +29,9 @@ class Score:
 
     ``target``: packed readout number and position; ``support``, ``possible``, ``post``: their horizons at
     that moment, ``members``: the labels of the lattice's window in ``possible``. ``cells`` keeps the
-    support's history for the explanation, ``late`` that of ``post``.
+    support's history for the explanation, ``late`` that of ``post``. ``mass``: what all classes together are
+    charged, lanes ``[n, mass.WIDTH]``; None where no values are known. ``left``: the values went to Python
+    as they are, or are held at the end.
     """
 
     site: Site
@@ -42,6 +45,8 @@ class Score:
     dims: tuple[int, ...]
     index: Tensor
     late: Cells | None = None
+    mass: Tensor | None = None
+    left: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -54,10 +59,11 @@ class Pending:
 
 
 class Ledger:
-    """Read and scored flags by global position, on the host unless ``device`` says otherwise."""
+    """Read and scored flags by global position, on the host unless ``device`` says otherwise. ``blind``:
+    there are no values to look at."""
 
-    def __init__(self, algebra: Algebra, memory: Memory, device: torch.device) -> None:
-        self.algebra, self.memory, self.device = algebra, memory, device
+    def __init__(self, algebra: Algebra, memory: Memory, device: torch.device, blind: bool = False) -> None:
+        self.algebra, self.memory, self.device, self.blind = algebra, memory, device, blind
         self.was_read = torch.zeros(0, dtype=torch.bool, device=device)
         self.is_scored = torch.zeros(0, dtype=torch.bool, device=device)
         self.readout = torch.zeros(0, dtype=torch.int64, device=device)
@@ -106,6 +112,16 @@ class Ledger:
             label.moved[key] = out
         return out
 
+    def anything(self) -> Cells | None:
+        """What memory that was never written may hold: any label that there is."""
+        size, lattice = self.is_scored.numel(), self.algebra.lattice
+        if not size:
+            return None
+        exact = lattice.width > Horizon.width
+        positions = torch.arange(0 if exact else size - 1, size, dtype=torch.int32)[:, None]
+        unscored = torch.zeros(1, dtype=torch.bool).expand(size)
+        return Cells(lattice.reduce(lattice.read(positions, unscored), (0,))[0])
+
     def positions(self, target: Cells) -> Cells:
         """Readouts to the label positions that they score."""
         key = "positions"
@@ -123,7 +139,7 @@ class Ledger:
         if plane == "possible" and shadow.possible is not None:
             base = shadow.possible
         parts = [base, shadow.post]
-        parts += [self.read(c) for c in (shadow.label, shadow.onehot) if c is not None]
+        parts += [self.read(c) for c in (shadow.label, shadow.onehot, shadow.match) if c is not None]
         if shadow.target is not None:
             parts.append(self.read(self.positions(shadow.target)))
         return self.algebra.join(*parts)
@@ -149,7 +165,7 @@ class Ledger:
         possible = shadow.possible if shadow.possible is not None else support
         post = shadow.post
         dims = torch.broadcast_shapes(
-            target.shape, *[c.dims for c in (support, possible, post) if c is not None]
+            target.shape, *[c.dims for c in (support, possible, post, shadow.mass) if c is not None]
         )
         index = torch.nonzero((target >= 0).expand(dims).reshape(-1))[:, 0]
         if index.numel() == 0:
@@ -172,6 +188,10 @@ class Ledger:
             hidden = torch.full_like(mark, -1)
             hidden[1] = mark[1]
             maybe = torch.maximum(maybe, hidden)
+        mass = unknown(flat.device).expand(flat.numel(), -1)
+        if shadow.mass is not None:
+            data = shadow.mass.data
+            mass = unpack(data.expand(*dims, data.shape[-1]).reshape(-1, data.shape[-1])[index])
         return Score(
             site,
             flat,
@@ -184,6 +204,8 @@ class Ledger:
             tuple(dims),
             index,
             post,
+            None if self.blind else mass,
+            returned,
         )
 
     def commit(self, event: Score) -> Tensor:
@@ -318,6 +340,7 @@ class Ledger:
             if self.watermark is None:
                 self._first_marked = self._next_readout
             self.watermark = self.algebra.join(self.watermark, mark)
+            self.memory.reached(self.watermark)
 
     def forget_scores(self) -> None:
         """Nothing has been scored: explicit scores replace the ones that were seen."""

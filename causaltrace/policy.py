@@ -18,6 +18,7 @@ from causaltrace.graph.timeline import Timeline
 from causaltrace.graph.walk import walk
 from causaltrace.lattice.cells import Cells
 from causaltrace.ledger import POSITION_MASK, Ledger, Pending, Score
+from causaltrace.mass import is_known, is_probability, proved
 from causaltrace.report.model import Finding, Hop, Moment, Notice, Report
 from causaltrace.shadow import Shadow
 from causaltrace.site import Site
@@ -44,9 +45,12 @@ class Judge:
     findings: dict[tuple[str, Site, int], Finding] = field(default_factory=dict)
     unproved: dict[str, int] = field(default_factory=lambda: {"stream": 0, "scored": 0})
     unproved_label: int = -1
+    unnormalised: dict[tuple[str, Site], Notice] = field(default_factory=dict)
     opaque_ops: dict[tuple[str, Site], Notice] = field(default_factory=dict)
     escapes: dict[tuple[str, Site], Notice] = field(default_factory=dict)
+    unwritten_reads: dict[tuple[str, Site], Notice] = field(default_factory=dict)
     notes: list[Notice] = field(default_factory=list)
+    declassified: dict[tuple[str, Site], Notice] = field(default_factory=dict)
     objectives: list[Score] = field(default_factory=list)
     explicit: bool = False
     told: Callable[[], None] | None = None  #: called after every score event
@@ -60,12 +64,13 @@ class Judge:
 
     # -- told by the tracer ---------------------------------------------------------------------------
 
-    def scored(self, shadow: Shadow, site: Site) -> None:
-        """Readouts left the per-position world."""
+    def scored(self, shadow: Shadow, site: Site, left: bool = False) -> None:
+        """Readouts left the per-position world; ``left``: for Python."""
         if self.explicit:
             return
         event = self.ledger.event(shadow, site)
         if event is not None:
+            event.left = left
             self.score(event)
 
     def score(self, event: Score) -> None:
@@ -116,6 +121,7 @@ class Judge:
         self.explicit = True
         self.findings.clear()
         self.unproved = dict.fromkeys(self.unproved, 0)
+        self.unnormalised.clear()
         self.ledger.forget_scores()
         self.record.forget_scores()
         self.timeline.forget_scores()
@@ -145,13 +151,19 @@ class Judge:
         if event is not None and not bool(self.ledger.is_scored[self._positions(event)].all()):
             self.objectives.append(event)
 
-    def escaped(self, what: str, shadow: Shadow, site: Site) -> None:
-        """A value that depends on labels reached plain Python."""
+    def _gone(self, shadow: Shadow, site: Site) -> None:
+        """The readouts in a value that is not followed any further are scores."""
         if shadow.target is not None:
-            self.scored(shadow, Site("score", site.op, site.file, site.line, site.function, site.module))
+            self.scored(
+                shadow, Site("score", site.op, site.file, site.line, site.function, site.module), True
+            )
         for pending in shadow.pending:
             if isinstance(pending, Pending):
                 self.candidate(pending, site)
+
+    def escaped(self, what: str, shadow: Shadow, site: Site) -> None:
+        """A value that depends on labels reached plain Python."""
+        self._gone(shadow, site)
         cells = self.ledger.depends(shadow, "possible")
         if cells is None:
             return
@@ -173,6 +185,32 @@ class Judge:
         else:
             known.count += 1
             known.label = max(known.label or 0, label)
+
+    def declassify(self, shadow: Shadow | None, reason: str, site: Site) -> None:
+        """The program says that a value may be known, whatever labels it depends on."""
+        label = None
+        if shadow is not None:
+            self._gone(shadow, site)
+            cells = self.ledger.depends(shadow, "possible")
+            label = None if cells is None else int(cells.data[..., 0].max()) >> 1
+        known = self.declassified.get((reason, site))
+        if known is None:
+            message = f"the program declassified values here, because: {reason}"
+            remedy = "read the reason: the verdict rests on it"
+            self.declassified[reason, site] = Notice("CT098", message, remedy, site, label=label)
+        else:
+            known.count += 1
+            known.label = label if known.label is None else max(known.label, label or 0)
+
+    def unwritten(self, op: str, site: Site) -> None:
+        """An operation read memory that was never seen written."""
+        known = self.unwritten_reads.get((op, site))
+        if known is None:
+            message = f"{op} read memory that nothing was seen to write: it may hold any label"
+            remedy = "fill it in torch, or give what fills it a rule (causaltrace.kernel_rule, docs/rules.md)"
+            self.unwritten_reads[op, site] = Notice("CT099", message, remedy, site)
+        else:
+            known.count += 1
 
     def opaque(self, op: str, cells: Cells | None, site: Site) -> None:
         """An op without a rule: everything may have flowed."""
@@ -199,7 +237,10 @@ class Judge:
         late = event.support >> 1 >= target[:, None]
         may = event.possible >> 1 >= target[:, None]
         post = None if event.post is None else event.post[:, 0] >> 1
+        normal = None if event.mass is None else proved(event.mass, event.left)
         any_bad = late.any() | may.any() | event.again.any()
+        if normal is not None:
+            any_bad = any_bad | ~normal.all()
         if post is not None:
             any_bad = any_bad | (post >= target).any()
         if not bool(any_bad):
@@ -223,6 +264,7 @@ class Judge:
                 names = tuple(o for lane, o in enumerate(ORDERS) if bad[lane] and self._wanted(o))
                 self._find(kind, targets[i], source, names, event, i, event.cells)
         names = tuple(o for o in ORDERS if self._wanted(o))
+        self._unnormalised(event, normal, targets, names)
         if post is not None:
             for i, source in enumerate(post.tolist()):
                 if source >= targets[i]:
@@ -230,6 +272,40 @@ class Judge:
                     self._find(kind, targets[i], source, names, event, i, event.late)
         for i in event.again.nonzero()[:, 0].tolist():
             self._find("CT006", targets[i], targets[i], names, event, i, None)
+
+    def _unnormalised(
+        self, event: Score, normal: Tensor | None, targets: list[int], orders: tuple[str, ...]
+    ) -> None:
+        """Scores that are not those of a distribution, and those that could not be shown to be."""
+        if normal is None or event.mass is None:
+            return
+        known, probability = is_known(event.mass), is_probability(event.mass)
+        wrong = ~normal & known & ~probability
+        if not event.left:  # Python may do to it what it likes
+            for i in wrong.nonzero()[:, 0].tolist():
+                self._find("CT005", targets[i], targets[i], orders, event, i, None)
+        for reason, where in (
+            ("probabilities were summed, not their logarithms", ~normal & probability),
+            ("values that are not normalised were read by Python", wrong & event.left),
+            ("nothing in the arithmetic shows that the sum over all classes is 1", ~normal & ~known),
+        ):
+            count = int(where.sum())
+            if count:
+                self._not_shown(reason, event.site, count)
+
+    def _not_shown(self, reason: str, site: Site, count: int) -> None:
+        known = self.unnormalised.get((reason, site))
+        if known is not None:
+            known.count += count
+            return
+        self.unnormalised[reason, site] = Notice(
+            "CT100",
+            f"scores may not be those of a normalised distribution: {reason}",
+            site=site,
+            count=count,
+            blocking=True,
+            remedy="normalise the row before the label is read, or trace.score(nll, distribution=row)",
+        )
 
     def _wanted(self, order: str) -> bool:
         return self.order in ("both", order)
@@ -288,7 +364,8 @@ class Judge:
         positions = torch.cat(self.ledger.order).tolist() if self.ledger.order else []
         local = [self.streams.locate(p)[1] for p in positions] if len(self.streams.streams) > 1 else positions
         violations = list(self.findings.values())
-        notes = list(self.notes)
+        notes = [*self.notes, *self.declassified.values(), *self.unwritten_reads.values()]
+        notes += self.unnormalised.values()
         if not positions:
             notes.append(
                 Notice(
@@ -308,12 +385,14 @@ class Judge:
                 )
             )
         orders = {}
-        for order in ORDERS:
-            if not self._wanted(order):
-                continue
+        blind = any(n.blocking for n in notes if n.kind != "CT100")
+        followed = bool(positions)
+        for order in filter(self._wanted, ORDERS):
             failed = any(order in f.orders for f in violations)
-            blocked = bool(self.unproved[order]) or any(n.blocking for n in notes)
+            hidden = blind or bool(self.unproved[order])
+            blocked = hidden or bool(self.unnormalised)
             orders[order] = "violation" if failed else "unverified" if blocked else "clean"
+            followed = followed and (failed or not hidden)
         status = next((s for s in ("violation", "unverified") if s in orders.values()), "clean")
         if any(self.unproved.values()):
             count = max(self.unproved.values())
@@ -327,12 +406,13 @@ class Judge:
                     remedy="follow the remedy of each listed operation or escape",
                 )
             )
-        for notice in (*self.opaque_ops.values(), *self.escapes.values()):
+        possible = (self.opaque_ops, self.escapes, self.unwritten_reads)
+        for notice in (n for found in possible for n in found.values()):
             notice.blocking = any(self.unproved.values())
         return Report(
             status,
             orders,
-            self._conditions(violations, orders, bool(positions)),
+            self._conditions(violations, followed),
             violations,
             local,
             list(self.opaque_ops.values()),
@@ -365,14 +445,14 @@ class Judge:
             spans[id(finding.path)] = Route(finding.path, span, True)
         return iter(spans.values())
 
-    def _conditions(
-        self, violations: list[Finding], orders: dict[str, str], any_score: bool
-    ) -> dict[str, str]:
+    def _conditions(self, violations: list[Finding], followed: bool) -> dict[str, str]:
+        """``followed``: nothing hid where labels went."""
         kinds = {f.kind for f in violations}
-        proved = "pass" if any_score and "unverified" not in orders.values() else "not covered"
+        proved = "pass" if followed else "not covered"
+        normal = "not covered" if self.ledger.blind or self.unnormalised else proved
         return {
             "C1": "fail" if kinds & {"CT001", "CT002", "CT003"} else proved,
-            "C2": "fail" if "CT004" in kinds else "not covered",
+            "C2": "fail" if kinds & {"CT004", "CT005"} else normal,
             "C3": "fail" if "CT003" in kinds else proved,
             "C4": "fail" if "CT006" in kinds else proved,
         }
@@ -399,4 +479,6 @@ def _restricted(event: Score, keep: Tensor) -> Score:
         event.dims,
         event.index[keep],
         event.late,
+        None if event.mass is None else event.mass[keep],
+        event.left,
     )

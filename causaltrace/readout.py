@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from causaltrace.distribution import read as read_mass
 from causaltrace.lattice.cells import Cells
 from causaltrace.ledger import Ledger
+from causaltrace.mass import pack
 from causaltrace.rules.call import known
 from causaltrace.rules.loss import charged_at
 from causaltrace.schema import Op
@@ -109,20 +111,73 @@ def onehot(
             possible = None
             if hot.possible is not None or row is not None and row.possible is not None:
                 possible = ledger.algebra.join(support, hot.possible, None if row is None else row.possible)
-            return Shadow(support, possible, onehot=hot.onehot)
+            values = bound.get("self" if hot is other else "other")
+            mass = (
+                None
+                if ledger.blind or hot.mass is not None
+                else _row_mass(hot.onehot, values, outs[0], ledger)
+            )
+            return Shadow(support, possible, onehot=hot.onehot, mass=mass)
     if op.name == "sum" and x is not None and x.onehot is not None and outs[0].dtype.is_floating_point:
         ndim, dims = bound["self"].ndim, bound.get("dim")
         classes_dim = [d for d in range(ndim) if len(x.onehot.dims) == ndim and x.onehot.dims[d] == 1]
         if dims is not None and len(dims) == 1 and dims[0] % ndim in classes_dim and not bound.get("keepdim"):
             dim, algebra = dims[0] % ndim, ledger.algebra
             label = algebra.squeeze(x.onehot, [dim])
+            mass = None
+            if x.mass is not None and len(x.mass.dims) == ndim and x.mass.dims[dim] == 1:
+                mass = algebra.squeeze(x.mass, [dim])
             if label.dims == tuple(outs[0].shape):
                 return Shadow(
                     algebra.reduce(x.support, [dim], keepdim=False),
                     algebra.reduce(x.possible, [dim], keepdim=False),
                     target=ledger.new_readouts(label),
+                    mass=mass,
                 )
     return None
+
+
+def _row_mass(hot: Cells | None, values: Any, out: Tensor, ledger: Ledger) -> Cells | None:
+    """The mass of the elements of rows that a one-hot row is multiplied with, ``[*rows, 1]``."""
+    dim = out.ndim - 1
+    if (
+        not isinstance(values, Tensor)
+        or not values.is_floating_point()
+        or hot is None
+        or hot.dims[-1:] != (1,)
+    ):
+        return None
+    lanes = read_mass(values if values.shape == out.shape else values.expand(out.shape), dim, ledger.memory)
+    return pack(lanes if lanes.ndim == 1 else lanes.unsqueeze(dim), out.ndim)
+
+
+def matched(
+    op: Op, bound: dict[str, Any], outs: list[Tensor], shadows: dict[int, Shadow], ledger: Ledger, point: bool
+) -> Shadow | None:
+    """What compares each label with a class that was chosen for its position, or is computed from that: a
+    row (1 for this class, 0 for the others) read at the label, and no dependence on it beyond a readout."""
+    if len(outs) != 1:
+        return None
+    x, y = bound.get("self"), bound.get("other")
+    given = list(shadows.values())
+    if op.name in ("eq", "ne") and isinstance(x, Tensor) and isinstance(y, Tensor) and x.shape == y.shape:
+        labels = [s for s in given if s.label is not None]
+        if len(labels) != 1 or not all(s.plain for s in given if s.label is None):
+            return None
+        match = labels[0].label
+    else:
+        found = [s for s in given if s.match is not None]
+        if not found or not (point or op.name in ("where", "masked_fill")):
+            return None
+        match = found[0].match
+        if not all(s.match is match if s.match is not None else s.plain for s in given):
+            return None
+    if match is None or match.dims != tuple(outs[0].shape):
+        return None
+    possible = None
+    if any(s.possible is not None for s in given):
+        possible = ledger.algebra.join(*[s.possible or s.support for s in given])
+    return Shadow(ledger.algebra.join(*[s.support for s in given]), possible, match=match)
 
 
 def _in_range(op: Op, bound: dict[str, Any], shadow: Shadow) -> Shadow | None:

@@ -10,7 +10,7 @@ import torch
 
 from causaltrace import rules
 from causaltrace._compat import has_composite_kernel, has_own_kernel, siblings
-from causaltrace.rules import pointwise
+from causaltrace.rules import move, pointwise
 from causaltrace.rules.call import tensors as tensors
 
 #: Tags of ops whose values, or shapes made of values, reach Python.
@@ -29,6 +29,12 @@ MASKED = {
 SILENT = {"aten.tensor_split.tensor_indices_or_sections": 1}
 #: Composites that read values only to check them, once this argument says all else.
 CHECKING = {"aten.one_hot.default": (1, "num_classes")}
+#: Operations whose results are left unwritten.
+BLANK = frozenset(
+    {"empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided"}
+)
+#: What makes distributions.
+SOFTMAX = ("_softmax", "_log_softmax", "_safe_softmax")
 #: Arguments that a kernel writes although its schema does not say so.
 UNDECLARED = dict.fromkeys(
     ("aten::native_batch_norm", "aten::cudnn_batch_norm", "aten::miopen_batch_norm"),
@@ -40,8 +46,10 @@ UNDECLARED = dict.fromkeys(
 class Op:
     """One overload. ``written``: names of mutated arguments, ``outs``: those that are
     only written (``out=``); ``early``: its rule runs before it, while the old values can still be looked at;
+    ``blank``: gives memory that nobody has written; ``foreign``: not an operation of torch's own;
     ``foreach``: a rule for each list element; ``shares``: element-wise, with one result; ``joins``: whatever
-    its operands hold; ``derived``: how its rule follows from its schema or tags; ``calls``: how often it ran.
+    its operands hold; ``distributes``: what it makes may be distributions; ``derived``: how its rule follows
+    from its schema or tags; ``calls``: how often it ran.
     """
 
     name: str
@@ -57,7 +65,10 @@ class Op:
     escapes: tuple[str, ...]
     shares: bool
     joins: bool
+    distributes: bool = False
     derived: str = ""
+    blank: bool = False
+    foreign: bool = False
     calls: int = 0
 
     def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -97,7 +108,11 @@ def describe(func: torch._ops.OpOverload) -> Op:
         and len(schema.returns) == 1
         and not foreach,
         joins=rule.fn is pointwise.join,
+        distributes=not written
+        and (name in SOFTMAX or rule.fn is move.same and name in ("clone", "_to_copy")),
         derived=_derived(rule, name, packet, view, foreach, bool(written), bool(outs)),
+        blank=name in BLANK and not outs,
+        foreign=func.namespace not in ("aten", "prims"),
     )
 
 

@@ -28,8 +28,9 @@ class Shadow(NamedTuple):
     what may also have flowed (None: the same as support). ``label``: the stream position that an element
     is a verbatim copy of. ``target``: the readout that an element is (see ``ledger.Readouts``). ``post``:
     labels that entered after the readout. ``onehot``: the label position whose one-hot row this is.
-    ``pending``: readouts that an objective sums. ``objective``: readouts that require grad. ``order``: the
-    sorted order that the elements are in."""
+    ``match``: the label position that an element compares with a class (see ``readout.matched``). ``mass``:
+    what all classes together are charged (see ``mass``). ``pending``: readouts that an objective sums.
+    ``objective``: readouts that require grad. ``order``: the sorted order that the elements are in."""
 
     support: Cells | None = None
     possible: Cells | None = None
@@ -37,6 +38,8 @@ class Shadow(NamedTuple):
     target: Cells | None = None
     post: Cells | None = None
     onehot: Cells | None = None
+    match: Cells | None = None
+    mass: Cells | None = None
     pending: tuple[object, ...] = ()
     objective: bool = False
     order: Order | None = None
@@ -47,7 +50,7 @@ class Shadow(NamedTuple):
             support, possible = self[:2]
             out = Shadow(None if support is None else fn(support), None if possible is None else fn(possible))
         else:
-            planes = [None if c is None else fn(c) for c in self[:6]]
+            planes = [None if c is None else fn(c) for c in self[:8]]
             out = Shadow(*planes)._replace(pending=self.pending, objective=self.objective)  # type: ignore[arg-type]
         return out if out else None
 
@@ -60,7 +63,7 @@ class Shadow(NamedTuple):
         return self != _NOTHING
 
 
-_PLAIN: tuple[object, ...] = (None, None, None, None, (), False, None)
+_PLAIN: tuple[object, ...] = (None, None, None, None, None, None, (), False, None)
 #: All of a shadow but its support, where there is nothing else.
 UNHEDGED = (None, *_PLAIN)
 _NOTHING = (None, None, *_PLAIN)
@@ -68,12 +71,15 @@ _NOTHING = (None, None, *_PLAIN)
 
 class Entry:
     """The shadow of one storage: its base geometry, and the views of it that were asked for. ``nbytes``: the
-    size of memory that others may hold, too (numpy arrays, other storages); -1: nobody else does."""
+    size of memory that others may hold, too (numpy arrays, other storages); -1: nobody else does. ``rows``:
+    the distributions that it holds, until something else is written (see ``mass.Rows``)."""
 
-    __slots__ = ("base", "nbytes", "ndim", "ref", "shadow", "views")
+    __slots__ = ("base", "blank", "nbytes", "ndim", "ref", "rows", "shadow", "views")
 
     def __init__(self, ref: weakref.ref[Any], base: Geometry, shadow: Shadow, nbytes: int = -1) -> None:
         self.ref, self.base, self.nbytes = ref, base, nbytes
+        self.rows: object = None
+        self.blank = False  #: is there memory in it that was not seen written?
         self.set(shadow)
 
     def set(self, shadow: Shadow) -> None:
@@ -82,6 +88,18 @@ class Entry:
         cells = shadow.support
         #: dims of the one value that all elements share; -1 where elements differ
         self.ndim = len(cells.dims) if cells and cells.uniform and shadow[1:] == UNHEDGED else -1
+
+
+def _settled(shadow: Shadow | None) -> bool:
+    """Is nothing possible but what is in the support? Looked at on the host only."""
+    if shadow is None or shadow.possible is None:
+        return True
+    possible = shadow.possible.data
+    if possible.device.type != "cpu" or not shadow.plain:
+        return False
+    if shadow.support is None:
+        return bool((possible < 0).all())
+    return torch.equal(*torch.broadcast_tensors(possible, shadow.support.data))
 
 
 def geometry(t: Tensor) -> Geometry:
@@ -102,6 +120,69 @@ class Memory:
         self.starts: list[int] = []  #: addresses of shared memory, ascending
         self._shared: list[tuple[int, int]] = []  #: where each ends, and the key of its entry
         self._shifted: dict[int, tuple[int, weakref.ref[torch.UntypedStorage]]] = {}
+        #: Storages whose memory was handed out, by id; what may have been written there since; and who is
+        #: told of what operations write there.
+        self._open: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+        self._mark: Cells | None = None
+        self.leaks: Callable[[Shadow], None] = lambda _: None
+
+    def open(self, storage: torch.UntypedStorage) -> None:
+        """Others can read and write ``storage`` from now on."""
+        key = id(storage)
+        self._open[key] = weakref.ref(storage, lambda _: self._open.pop(key, None))
+        entry = self.entries.get(key)
+        if entry is not None and entry.blank:  # it is theirs to fill
+            del self.entries[key]
+        self._fill(key)
+
+    def reached(self, mark: Cells | None) -> None:
+        """Others may know ``mark`` by now."""
+        self._mark = mark
+        for key in list(self._open):
+            self._fill(key)
+
+    def _fill(self, key: int) -> None:
+        """What others know may be in the storage."""
+        storage, mark, entry = self._open[key](), self._mark, self.entries.get(key)
+        if storage is None or mark is None:
+            return
+        if entry is None:
+            base = Geometry(0, (storage.nbytes(),), (1,), 1)
+            self._insert(key, storage, base, Shadow(possible=self._algebra.reshaped(mark, (1,))))
+        else:
+            entry.set(self._hedged(entry.shadow, len(entry.base.sizes)))
+
+    def _hedged(self, shadow: Shadow, ndim: int) -> Shadow:
+        mark = None if self._mark is None else self._algebra.reshaped(self._mark, (1,) * ndim)
+        return shadow._replace(possible=self._algebra.join(shadow.possible or shadow.support, mark))
+
+    def unwritten(self, t: Tensor, cells: Cells) -> None:
+        """The elements of ``t`` are whatever was in memory before, of which ``cells`` are the labels."""
+        self.write(t, Shadow(possible=self._algebra.reshaped(cells, (1,) * t.ndim)))
+        entry = self.entries.get(id(storage_of(t)))
+        if entry is not None:
+            entry.blank = True
+
+    def filled(self, bound: dict[str, Any]) -> bool:
+        """Will a write at these indices reach all of memory that nobody has written? What it held is lost."""
+        t, indices = bound["self"], bound["indices"]
+        entry = self.entries.get(id(storage_of(t)))
+        if entry is None or not entry.blank or bound.get("accumulate") or geometry(t) != entry.base:
+            return False
+        left = torch.ones(t.shape, dtype=torch.bool, device=t.device)
+        left[tuple(slice(None) if i is None else i for i in indices)] = False
+        if bool(left.any()):
+            return False
+        self.write(t, None)
+        return True
+
+    def copy(
+        self, source: torch.UntypedStorage, target: torch.UntypedStorage, fn: Callable[[Shadow], Shadow]
+    ) -> None:
+        """``target`` holds the bytes of ``source``. ``fn``: on its shadow."""
+        entry = self.entries.get(id(source))
+        if entry is not None:
+            self._insert(id(target), target, entry.base, fn(entry.shadow))
 
     def read(self, t: Tensor) -> Shadow | None:
         entry = self.entry(t)
@@ -182,7 +263,8 @@ class Memory:
             return entry.shadow
         view = self._geometry(t)
         if t.is_nested or view is None:
-            return entry.shadow.planes(lambda cells: self._algebra.everything(cells, t.ndim))
+            bare = entry.shadow._replace(mass=None)
+            return bare.planes(lambda cells: self._algebra.everything(cells, t.ndim))
         if view == entry.base:
             return entry.shadow
         if view not in entry.views:
@@ -231,10 +313,16 @@ class Memory:
             assert entry is not None
             self.blur(entry, shadow)
             return
+        if self._open and key in self._open:
+            if shadow is not None:
+                self.leaks(shadow)
+                entry = self.entries.get(key)
+            if self._mark is not None:
+                shadow = self._hedged(shadow or Shadow(), t.ndim)
         if shadow is not None:
             ndim = len(view.sizes)
             if t.is_nested:
-                shadow = shadow.planes(lambda cells: self._algebra.everything(cells, 1))
+                shadow = shadow._replace(mass=None).planes(lambda cells: self._algebra.everything(cells, 1))
             assert shadow is not None
             if shadow[0] is None or len(shadow[0].dims) != ndim or shadow[1:] != UNHEDGED:
                 order = shadow.order
@@ -244,10 +332,16 @@ class Memory:
                     shadow = shadow._replace(order=order._replace(own=own))
         size = storage.nbytes() if entry is None or entry.nbytes < 0 else entry.nbytes
         if entry is not None and entry.base == view or self._whole(t, size, view):
+            if entry is not None:
+                entry.blank = False
             self._insert(key, storage, view, shadow)
             return
         base = entry.base if entry is not None and entry.shadow else natural(view, size)
-        self._insert(key, storage, base, self._merge(entry, base, view, shadow))
+        merged = self._merge(entry, base, view, shadow)
+        if entry is not None and entry.blank and _settled(merged):  # the last of it has been written
+            entry.blank = False
+            merged = None if merged is None or merged.support is None else merged._replace(possible=None)
+        self._insert(key, storage, base, merged)
 
     def blur(self, entry: Entry, shadow: Shadow | None) -> None:
         """A write to some place in memory: all of it may hold the new value, or still the old one."""
@@ -274,7 +368,7 @@ class Memory:
         if shadow is None and (old is None or old.nbytes < 0):
             self.entries.pop(key, None)
         elif old is not None:
-            old.base = base
+            old.base, old.rows = base, None
             old.set(shadow or Shadow())
         elif shadow is not None:
             self.entries[key] = Entry(self._watched(storage, key), base, shadow)
@@ -293,12 +387,14 @@ class Memory:
             elements *= n
         exact = view.itemsize == base.itemsize and nested(base) and elements <= EXPAND_LIMIT
         planes: list[Cells | None] = []
-        for before, after in zip(old[:6], new[:6], strict=True):
+        for before, after in zip(old[:8], new[:8], strict=True):
             planes.append(
                 self._overwrite(before, after, base, view) if exact else self._weak(before, after, base)
             )
         pending = tuple(dict.fromkeys(old.pending + new.pending))
         out = Shadow(*planes)._replace(pending=pending)  # type: ignore[arg-type]
+        if not exact:  # nobody knows which of them an element is
+            out = out._replace(mass=None)
         return out if out else None
 
     def _overwrite(

@@ -8,12 +8,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from causaltrace import rules
+from causaltrace import distribution, mass, rules
+from causaltrace.combined import bare, matches, mixed, point
 from causaltrace.lattice.cells import Algebra, Cells
 from causaltrace.ledger import Ledger, Pending
-from causaltrace.places import in_gradient_transform
-from causaltrace.readout import is_loss, onehot, selector, sums, targets, unchanged
-from causaltrace.rules.call import OpCall, known, live
+from causaltrace.readout import is_loss, matched, onehot, selector, sums, targets, unchanged
+from causaltrace.rules.call import OpCall, known
 from causaltrace.rules.ordered import MAKERS, follow
 from causaltrace.schema import Op, tensors
 from causaltrace.shadow import UNHEDGED, Memory, Shadow
@@ -37,6 +37,8 @@ class Recorder(Protocol):
     def scored(self, shadow: Shadow, site: Site) -> None: ...
     def candidate(self, pending: Pending, site: Site) -> None: ...
     def escaped(self, what: str, shadow: Shadow, site: Site) -> None: ...
+    def unwritten(self, op: str, site: Site) -> None: ...
+    def declassify(self, shadow: Shadow | None, reason: str, site: Site) -> None: ...
     def opaque(self, op: str, cells: Cells | None, site: Site) -> None: ...
     def updated(self, held: list[Cells], site: Site) -> None: ...
 
@@ -53,6 +55,9 @@ class Context(Protocol):
     backward: bool
     blind: bool
 
+    @property
+    def silent(self) -> bool: ...
+    def objective(self, inputs: list[Tensor]) -> bool: ...
     def site(self, phase: str | None = None) -> Site: ...
     def represented(
         self, bound: dict[str, Any], orders: Collection[int]
@@ -66,6 +71,7 @@ class Step:
     __slots__ = (
         "backward",
         "bound",
+        "gate",
         "index",
         "inputs",
         "kind",
@@ -94,6 +100,7 @@ class Step:
         self.inputs = inputs
         self.moved: set[int] = set()
         self.index: Tensor | None = None
+        self.gate: Tensor | None = None
         self.reduced = False
         self.kind = op.rule.kind
         self.shadows: dict[int, Shadow] = {}
@@ -192,6 +199,15 @@ class Step:
             self.reduced = self.index is not None and sums(self.op, self.bound)
         if blind and self.index is None and not self._one_branch():
             self.kind = rules.LEAVE  # nobody knows which element is where
+        elif self._chooses() and any(
+            self.shadows[t].target is not None for t in self.moved if t in self.shadows
+        ):
+            gate = self.bound.get("condition", self.bound.get("mask"))
+            self.gate = gate if isinstance(gate, Tensor) else None
+
+    def _chooses(self) -> bool:
+        """Does a condition choose between elements?"""
+        return self.op.rule.fn in (rules.move.where, rules.move.masked_fill) and not self.backward
 
     def _one_branch(self) -> bool:
         """Does a condition that is not known choose between labels or readouts, and something else?"""
@@ -206,6 +222,7 @@ class Step:
         moves = self.kind in (rules.MOVE, rules.READ)
         label = None if self.index is None or self.reduced else id(self.index)
         shadows, depends, moved = self.shadows, self.tracer.ledger.depends, self.moved
+        gate = self.gate
 
         def cells(t: Tensor) -> Cells | None:
             shadow = shadows.get(id(t))
@@ -213,8 +230,10 @@ class Step:
                 return None
             if plane not in ("support", "possible"):
                 return getattr(shadow, plane) if id(t) in moved else None
+            if t is gate:  # it changes the score, not the distribution
+                return None
             if moves and id(t) in moved or id(t) == label:
-                return _bare(shadow, plane)
+                return bare(shadow, plane)
             return depends(shadow, plane)
 
         return cells
@@ -278,36 +297,36 @@ class Step:
         """Labels, readouts and objectives through the op."""
         kind, tracer = self.kind, self.tracer
         moves = kind in (rules.MOVE, rules.READ)
-        objective = torch.is_grad_enabled() and any(t.requires_grad for t in self.inputs)
-        objective = objective or in_gradient_transform()
+        objective = tracer.objective(self.inputs)
         carriers = self._carriers()
         pending = tuple(dict.fromkeys(p for s in self.shadows.values() for p in s.pending))
         first = after.shadows[0] if after.shadows else Shadow()
         if moves:
-            first = self._moved(first)._replace(pending=() if self.backward else pending)
-        if self.backward:
+            first = self._moved(first)._replace(pending=() if tracer.silent else pending)
+        if tracer.silent:
             pass
         elif self.index is not None and self.outs:
             numbers = targets(
                 self.op, self.bound, self.index, self.outs[0], tracer.memory.read, tracer.ledger
             )
+            masses = self._read_out()
             if self.reduced:
-                loss = self._reduced_loss(numbers)
+                loss = self._reduced_loss(numbers)._replace(mass=masses)
                 if objective:
                     first = first._replace(pending=(Pending(loss, tracer.site("readout")),))
                 else:
                     after.leaving.append(loss)
             else:
-                first = first._replace(target=numbers, label=None, objective=objective)
+                first = first._replace(target=numbers, mass=masses, label=None, objective=objective)
                 first = self._ignored(first)
         elif (picked := onehot(self.op, self.bound, self.outs, self.shadows, tracer.ledger)) is not None:
             first = picked._replace(objective=objective)
         elif (guarded := unchanged(self.op, self.bound, self.outs, self.shadows, tracer.ledger)) is not None:
             first = guarded
         elif carriers and moves:
-            first = first._replace(objective=objective)
+            first = self._gated(first)._replace(objective=objective)
         elif carriers:
-            kept = self._point(carriers) if kind == rules.POINT else None
+            kept = point(self, carriers) if kind == rules.POINT else mixed(self, carriers)
             if kept is not None:
                 first = kept._replace(objective=objective)
             elif objective:
@@ -315,7 +334,11 @@ class Step:
                 first = first._replace(pending=pending + tuple(Pending(s, site) for _, s in carriers))
             else:
                 after.leaving += [s for _, s in carriers]
-        if pending and not self.backward and not moves:
+        elif (
+            match := matched(self.op, self.bound, self.outs, self.shadows, tracer.ledger, kind == rules.POINT)
+        ) is not None:
+            first = match
+        if pending and not tracer.silent and not moves:
             if objective:
                 first = first._replace(pending=tuple(dict.fromkeys(first.pending + pending)))
             else:
@@ -343,14 +366,15 @@ class Step:
     def _moved(self, first: Shadow) -> Shadow:
         """Labels and readouts move with their elements."""
         planes: dict[str, Cells | None] = {}
-        for plane in ("label", "target", "post", "onehot"):
+        for plane in ("label", "target", "post", "onehot", "match", "mass"):
             if any(getattr(s, plane) is not None for s in self.shadows.values()):
                 call = self.call(plane)
                 call.selects = False
                 result = self.op.rule.fn(call)
                 planes[plane] = result[0] if isinstance(result, list) else result
-        if self.backward:
+        if self.tracer.silent:
             planes.pop("target", None)
+            planes.pop("mass", None)
         label = planes.get("label")
         if label is not None and self.outs and self.outs[0].dtype.is_floating_point:
             planes["label"] = None  # a number, and no label any more
@@ -360,54 +384,36 @@ class Step:
                 first = first._replace(support=algebra.join(first.support, read), possible=possible)
         return first._replace(**planes)  # type: ignore[arg-type]
 
+    def _read_out(self) -> Cells | None:
+        """The mass of what is read out."""
+        if self.tracer.blind or self.index is None:
+            return None
+        lanes = distribution.at_labels(self.op, self.bound, self.index, self.tracer.memory)
+        return mass.pack(lanes, self.index.ndim if self.reduced else self.outs[0].ndim)
+
+    def _gated(self, first: Shadow) -> Shadow:
+        """What decides which readout, or whether one, is taken does so after the readout."""
+        shadow = None if self.gate is None else self.shadows.get(id(self.gate))
+        if shadow is None:
+            return first
+        algebra, depends = self.tracer.algebra, self.tracer.ledger.depends
+        if matches(self, shadow, first.target):
+            first, shadow = first._replace(mass=None), shadow._replace(match=None)
+        possible = first.possible
+        if any(s.possible is not None for s in self.shadows.values()):
+            possible = algebra.join(possible or first.support, depends(shadow, "possible"))
+        return first._replace(post=algebra.join(first.post, depends(shadow)), possible=possible)
+
     def _reduced_loss(self, numbers: Cells) -> Shadow:
         """A loss that is summed inside the op: its readouts before they are summed."""
         algebra = self.tracer.algebra
         assert self.index is not None
         own = self.shadows[id(self.index)]
         support, possible = (
-            algebra.join(rules.loss.rows(self.call(plane)), _bare(own, plane))
+            algebra.join(rules.loss.rows(self.call(plane)), bare(own, plane))
             for plane in ("support", "possible")
         )
         return Shadow(support, None if possible is support else possible, target=numbers)
-
-    def _point(self, carriers: list[tuple[Tensor, Shadow]]) -> Shadow | None:
-        """An element-wise op on readouts gives readouts, as long as each element scores one position.
-
-        What else joins in does so after the readout: it changes the score, not the distribution."""
-        if len(self.outs) != 1 or not self.outs[0].dtype.is_floating_point:
-            return None
-        out, algebra, ledger = self.outs[0], self.tracer.algebra, self.tracer.ledger
-        target = carriers[0][1].target
-        for t, shadow in carriers:
-            other = shadow.target
-            assert other is not None and target is not None
-            if t.shape != out.shape:
-                return None
-            if other is not target:
-                a, b = ledger.positions(target).data, ledger.positions(other).data
-                if a.shape != b.shape or not torch.equal(a, b):
-                    return None
-                target = algebra.join(target, other)
-        mine = {id(t) for t, _ in carriers}
-        rest = [t for t in self.inputs if id(t) not in mine]
-        shadows = [self.shadows.get(id(t)) for t in rest]
-        post = algebra.join(*[s.post for _, s in carriers], *[ledger.depends(s) for s in shadows])
-        support = algebra.join(*[s.support for _, s in carriers])
-        possible = None
-        if any(s.possible is not None for s in self.shadows.values()):
-            possible = algebra.join(
-                *[_bare(s, "possible") for _, s in carriers],
-                *[ledger.depends(s, "possible") for s in shadows],
-            )
-        if self.op.name == "mul":  # a weight of exactly 0 takes the position out of the score
-            weight = rest[0] if rest else self.bound.get("other")
-            if isinstance(weight, Tensor):
-                kept = live(weight, tuple(range(weight.ndim))).expand(out.shape)
-                target, support, possible = (algebra.keep(c, kept) for c in (target, support, possible))
-            elif weight == 0:
-                target = support = possible = None
-        return Shadow(support, possible, target=target, post=post)
 
 
 def opaque(tracer: Context, op: str, cells: Cells) -> None:
@@ -416,11 +422,6 @@ def opaque(tracer: Context, op: str, cells: Cells) -> None:
     if tracer.strict:
         raise OpaqueOpError(f"{op} has no rule and strict=True (at {site}): {REMEDY}, or drop strict")
     tracer.recorder.opaque(op, cells, site)
-
-
-def _bare(shadow: Shadow, plane: str) -> Cells | None:
-    """The support without labels and readouts."""
-    return shadow.possible if plane == "possible" and shadow.possible is not None else shadow.support
 
 
 class After:

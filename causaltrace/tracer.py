@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Collection
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from causaltrace._compat import current_node, decompose, is_fake, storage_of
+from causaltrace.distribution import note
+from causaltrace.foreach import element, flat
 from causaltrace.graph.record import Record
 from causaltrace.graph.walk import keep_route
 from causaltrace.higher import FORMS, leaves
@@ -18,6 +20,8 @@ from causaltrace.lattice.base import Lattice
 from causaltrace.lattice.cells import Algebra, Cells
 from causaltrace.lattice.horizon import Horizon
 from causaltrace.ledger import Ledger
+from causaltrace.parts import Depth, Finder, Outside
+from causaltrace.places import in_gradient_transform
 from causaltrace.places import site as place
 from causaltrace.schema import (
     SILENT,
@@ -28,20 +32,11 @@ from causaltrace.schema import (
     only_checks,
     tensors,
 )
-from causaltrace.shadow import UNHEDGED, Memory, Shadow
+from causaltrace.shadow import UNHEDGED, Entry, Memory, Shadow
 from causaltrace.site import Site
 from causaltrace.step import After, Recorder, Step, opaque
 
 _NUMBERS = (int, float, bool)
-
-
-class Finder(Protocol):
-    """Looks at what no label is known of; ``boundary.finder`` implements it."""
-
-    searching: bool
-
-    def look(self, op: Op, inputs: list[Tensor]) -> None: ...
-    def made(self, outs: list[Tensor]) -> None: ...
 
 
 class Tracer(TorchDispatchMode):
@@ -49,6 +44,7 @@ class Tracer(TorchDispatchMode):
 
     supports_higher_order_operators = True
     blind = False  #: are there values to look at?
+    quiet = Depth()  #: of calls, on this thread, whose reads of values go no further
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -65,11 +61,12 @@ class Tracer(TorchDispatchMode):
         super().__init__()
         self.algebra = Algebra(self.site, lattice or Horizon(), (record or Record()).made, self._forgetting)
         self.memory = Memory(self.algebra)
-        self.ledger = Ledger(self.algebra, self.memory, device)
+        self.ledger = Ledger(self.algebra, self.memory, device, self.blind)
         self.recorder, self.strict = recorder, strict
         self.updating = 0  #: depth of optimizer steps
-        self.quiet = 0  #: depth of calls whose reads of values go no further
+        self.over = False  #: has the watch ended?
         self.finder: Finder | None = None
+        self.outside: Outside | None = None
         self._ops: dict[Any, Op] = {}
         self._op_name = ""
         self.backward = False  #: is the autograd engine running?
@@ -87,6 +84,16 @@ class Tracer(TorchDispatchMode):
             keep_route(x)
 
     # -- where we are ---------------------------------------------------------------------------------
+
+    @property
+    def silent(self) -> bool:
+        """Is what runs the gradient of readouts, and none itself?"""
+        return self.backward
+
+    def objective(self, inputs: list[Tensor]) -> bool:
+        """Will what is made of ``inputs`` have a gradient?"""
+        grows = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
+        return grows or in_gradient_transform()
 
     @property
     def phase(self) -> str:
@@ -146,9 +153,11 @@ class Tracer(TorchDispatchMode):
             op = self._ops[id(func)] = describe(func)
         op.calls += 1
         if op.view and not op.composite:
+            return self._seen_again(op, func, args, kwargs)
+        if op.blank:
             out = func(*args, **kwargs)
-            if op.name == "lift_fresh":
-                self.host_data(out, [])
+            if self.outside is not None:
+                self.outside.unwritten(out)
             return out
         inputs = tensors(args)
         if kwargs:
@@ -193,28 +202,38 @@ class Tracer(TorchDispatchMode):
                 self.algebra.forget()
             seen, state = self.memory.seen, False
             shadows: dict[int, Shadow] = {}
+            unwritten: list[Entry] = []
             for t, entry in touched:
                 shadow = seen(entry, t)
                 if shadow is not None:
                     shadows[id(t)] = shadow
                     state = state or shadow[0] is not None and shadow[0].written
+                    if entry.blank and shadow[1] is not None:
+                        unwritten.append(entry)
             if state and not (self.updating or self.backward):
                 self._read_again(shadows)
             if op.shares and not self.backward and (op.joins or len(touched) == len(inputs)):
                 cells = self._shared(op, inputs, args, kwargs, shadows)
                 if cells is not None:
-                    out = func(*args, **kwargs)
+                    out = self._away(op, func, args, kwargs)
                     before = shadows.get(id(inputs[0])) if op.written else None
+                    if op.written:
+                        touched[0][1].rows = None
                     if before is None or before.support is not cells:
                         self.memory.write(out, Shadow(self._stamped(cells) if op.written else cells))
                     return out
             bound = op.bind(args, kwargs)
             if op.written:
-                return self._in_place(op, func, kwargs, args, bound, shadows)
-            out = func(*args, **kwargs)
-            self._op_name = op.full
-            outs = [out] if isinstance(out, Tensor) else tensors(out)
-            self._write(outs, self._step(op, bound, out, outs, inputs, shadows))
+                out = self._in_place(op, func, kwargs, args, bound, shadows)
+            else:
+                out = self._away(op, func, args, kwargs)
+                self._op_name = op.full
+                outs = [out] if isinstance(out, Tensor) else tensors(out)
+                self._write(outs, self._step(op, bound, out, outs, inputs, shadows))
+                if op.distributes and not self.blind:
+                    note(op, bound, out, self.memory)
+            if unwritten and self.outside is not None:
+                self.outside.read(op.full, unwritten, tensors(out))
             return out
 
     def _shared(
@@ -288,9 +307,11 @@ class Tracer(TorchDispatchMode):
         if op.outs:  # what they held is lost
             bound = {name: value for name, value in bound.items() if name not in op.outs}
         inputs = tensors(tuple(bound.values()))
+        if op.name == "index_put" and self.memory.filled(bound):
+            shadows.pop(id(bound["self"]), None)
         if op.early:
             after = self._step(op, bound, None, written, inputs, shadows)
-        out = func(*args, **kwargs)
+        out = self._away(op, func, args, kwargs)
         self._op_name = op.full
         if not op.early:
             fresh = [] if op.outs else [t for t in tensors(out) if all(t is not w for w in written)]
@@ -318,19 +339,47 @@ class Tracer(TorchDispatchMode):
         after = After()
         alike: dict[tuple[object, ...], Shadow] = {}
         for i, t in enumerate(outs):
-            element = _element(bound, len(outs), i)
-            inputs = tensors(tuple(element.values()))
-            key = None if self.backward else _flat(element, t.shape, shadows)
+            one = element(bound, len(outs), i)
+            inputs = tensors(tuple(one.values()))
+            key = None if self.backward else flat(one, t.shape, shadows)
             if key is not None and key in alike:
                 after.shadows.append(alike[key])
                 continue
-            step = Step(self, op, element, t, [t], inputs, shadows).after()
+            step = Step(self, op, one, t, [t], inputs, shadows).after()
             if key is not None:
                 alike[key] = step.shadows[0]
             after.shadows += step.shadows[:1]
             after.leaving += step.leaving
             after.candidates += step.candidates
         return after
+
+    def _seen_again(self, op: Op, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Memory under another geometry; also memory that no operation has filled."""
+        name, outside = op.name, self.outside
+        if name == "resize" and outside is not None:
+            before = storage_of(args[0]).nbytes()
+            out = func(*args, **kwargs)
+            if storage_of(out).nbytes() > before:
+                outside.unwritten(out)
+            return out
+        out = func(*args, **kwargs)
+        if name == "lift_fresh":
+            self.host_data(out, [])
+        elif name == "set" and len(args) > 1 and outside is not None:
+            outside.adopted(out)
+        return out
+
+    def _away(self, op: Op, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an operation that may wait for threads that this watch follows."""
+        if not op.foreign:
+            return func(*args, **kwargs)
+        backward = self.backward
+        self._lock.release()
+        try:
+            return func(*args, **kwargs)
+        finally:
+            self._lock.acquire()
+            self._op_name, self.backward = op.full, backward
 
     # -- the host -------------------------------------------------------------------------------------
 
@@ -361,9 +410,16 @@ class Tracer(TorchDispatchMode):
         """The values or the memory of ``t`` go to something that is not torch."""
         self.vanished(what, self.memory.read(t))
 
+    def declassified(self, shadow: Shadow | None, reason: str) -> None:
+        """A value with this shadow goes on without it."""
+        with self._lock, _disable_current_modes():
+            self._op_name = "declassify"
+            self.recorder.declassify(shadow, reason, self.site("host"))
+
     def vanished(self, what: str, shadow: Shadow | None) -> None:
+        """A value with this shadow goes to something that is not torch."""
         if shadow and not self.quiet:
-            with _disable_current_modes():
+            with self._lock, _disable_current_modes():
                 self._op_name = what
                 self.recorder.escaped(what, shadow, self.site("host"))
 
@@ -372,18 +428,14 @@ class Tracer(TorchDispatchMode):
         the values of ``sources``."""
         if self.ledger.watermark is None and not sources:
             return
-        with _disable_current_modes():
-            mark = self.ledger.watermark
-            known = [s for s in map(self.memory.read, sources) if s is not None]
-            if mark is None and not known:
+        with self._lock, _disable_current_modes():
+            algebra, mark, ones = self.algebra, self.ledger.watermark, (1,) * t.ndim
+            known = [self.ledger.depends(self.memory.read(source)) for source in sources]
+            support = algebra.everything(algebra.join(*map(algebra.everything, known)), t.ndim)
+            if mark is None and support is None:
                 return
-            algebra, ones = self.algebra, (1,) * t.ndim
-            support = algebra.everything(algebra.join(*map(self._whole, known)), t.ndim)
             mark = None if mark is None else algebra.reshaped(mark, ones)
             self.memory.write(t, Shadow(support, algebra.join(support, mark)))
-
-    def _whole(self, shadow: Shadow) -> Cells | None:
-        return self.algebra.everything(self.ledger.depends(shadow))
 
     # -- everything else ------------------------------------------------------------------------------
 
@@ -453,38 +505,7 @@ class Tracer(TorchDispatchMode):
             self._op_name = op.full
             opaque(self, op.full, cells)
             for t in (*inputs, *leaves(out)):
-                shadow = self.memory.read(t) or Shadow()
+                shadow = (self.memory.read(t) or Shadow())._replace(mass=None)
                 possible = self.algebra.reshaped(cells, (1,) * t.ndim)
                 self.memory.write(t, shadow._replace(possible=possible))
         return out
-
-
-def _flat(
-    element: dict[str, Any], shape: torch.Size, shadows: dict[int, Shadow]
-) -> tuple[object, ...] | None:
-    """What the supports of one element of a foreach op follow from, where each operand has one support for
-    all its elements. Of factors that are broadcast, which may be exact zeros, the values count too."""
-    key: list[object] = []
-    for value in element.values():
-        if isinstance(value, Tensor):
-            shadow = shadows.get(id(value))
-            if shadow is None or shadow[1:] != UNHEDGED or not value.is_floating_point():
-                return None
-            cells = shadow[0]
-            if cells is None or not cells.uniform:
-                return None
-            key.append(id(cells))
-            if value.shape != shape:
-                key.append(id(value))
-        else:
-            key.append(value)
-    return tuple(key)
-
-
-def _element(bound: dict[str, Any], count: int, i: int) -> dict[str, Any]:
-    """The arguments of a foreach op's ``i``-th element, named as in the plain op."""
-    names = {"tensors1": "end", "scalar": "other", "scalars": "other"}
-    return {
-        names.get(name, name): value[i] if isinstance(value, (list, tuple)) and len(value) == count else value
-        for name, value in bound.items()
-    }

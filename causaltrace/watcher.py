@@ -7,18 +7,23 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
+from causaltrace.boundary.declassify import TOO_LATE, unlabelled
 from causaltrace.boundary.finder import Finder
 from causaltrace.boundary.host import Host
+from causaltrace.boundary.kernels import following
+from causaltrace.boundary.outside import Outside
+from causaltrace.distribution import charged
 from causaltrace.graph.tape import Tape
 from causaltrace.lattice.cells import LABELS, Cells
 from causaltrace.lattice.exact import Exact
 from causaltrace.lattice.horizon import Horizon
+from causaltrace.mass import pack
 from causaltrace.ops import uses
 from causaltrace.policy import Judge
 from causaltrace.report.about import made_now
@@ -33,6 +38,8 @@ if TYPE_CHECKING:
     from networkx import MultiDiGraph
 
 Tokens = Tensor | Sequence[Tensor] | Mapping[str, Tensor] | None
+
+T = TypeVar("T")
 
 _current: Watch | None = None
 _lock = threading.Lock()
@@ -114,6 +121,7 @@ class Watch:
         device = given[0][1].device if given else torch.device("cpu")
         with torch.inference_mode(False):
             self.streams = Streams()
+            self._given: list[tuple[Stream, Tensor]] = []
             self._judge = Judge(self.streams, order)
             self._tracer = Tracer(cast(Recorder, self._judge), strict, device, lattice, self._judge.record)
             self._judge.ledger = self._tracer.ledger
@@ -121,7 +129,8 @@ class Watch:
                 self._add(name, tensor)
             if documents is not None:
                 self._documents(torch.as_tensor(documents))
-        self._host = Host(self._tracer)
+        outside = self._tracer.outside = Outside(self._tracer)
+        self._host = Host(self._tracer, outside)
         self._finder = Finder(self._tracer, given, self._add, self.note)
         self._tracer.finder = self._finder
         self._stack = contextlib.ExitStack()
@@ -137,6 +146,7 @@ class Watch:
                 f"stream {name!r} is new: with precision='exact' give all streams to watch() at once"
             )
         stream = self.streams.add(name, tensor)
+        self._given.append((stream, tensor))
         self._tracer.ledger.grow(self.streams.size)
         self._place(
             tensor, torch.arange(tensor.numel(), device=tensor.device).view(tensor.shape) + stream.offset
@@ -190,7 +200,9 @@ class Watch:
         Args:
             nll: values read out at labels, in any shape; or any values, with ``targets``.
             targets: the labels that they score, sliced from the watched tokens; same shape.
-            distribution: ``[*nll.shape, classes]``, what each value was read from; its support is judged.
+            distribution: ``[*nll.shape, classes]``, probabilities or their logarithms: what each value is
+                read from. Its support is judged, its rows must sum to 1, and ``nll`` must be what it charges
+                for the labels, however it was computed.
         """
         with self._quiet():
             ledger, memory = self._tracer.ledger, self._tracer.memory
@@ -215,6 +227,12 @@ class Watch:
                 self._judge.forget_scores()
             support, possible = shadow.support, shadow.possible
             if distribution is not None:
+                if distribution.shape[:-1] != nll.shape:
+                    raise ValueError(
+                        f"distribution has shape {tuple(distribution.shape)}, nll {tuple(nll.shape)}; "
+                        "it must be [*nll.shape, classes]"
+                    )
+                shadow = shadow._replace(post=None, mass=self._charged(nll, target, distribution))
                 row = memory.read(distribution)
                 last = distribution.ndim - 1
                 algebra = self._tracer.algebra
@@ -228,6 +246,20 @@ class Watch:
             if event is not None:
                 self._judge.score(event)
         return nll
+
+    def _charged(self, nll: Tensor, target: Cells, rows: Tensor) -> Cells:
+        """The mass of values that are read from ``rows`` at the labels with readouts ``target``."""
+        positions = self._tracer.ledger.positions(target).data[..., 0].expand(nll.shape)
+        classes = torch.full_like(positions, -1)
+        for stream, tokens in self._given:
+            inside = (positions >= stream.offset) & (positions < stream.offset + stream.size)
+            here = (positions - stream.offset).clamp(0, stream.size - 1)
+            classes = torch.where(inside, tokens.reshape(-1).to(here.device)[here].long(), classes)
+        lanes, agrees = charged(nll, classes, rows, self._tracer.memory)
+        count = int((~agrees & (positions >= 0)).sum())
+        if count:
+            self.note(f"trace.score: {count} values are not what their distribution charges for the label")
+        return pack(lanes, nll.ndim)
 
     @contextlib.contextmanager
     def _quiet(self) -> Iterator[None]:
@@ -253,6 +285,8 @@ class Watch:
                 self._stack.enter_context(torch.compiler.set_stance("force_eager"))
             self._stack.enter_context(self._host)
             self._stack.enter_context(self._tracer)
+            following.append(self._tracer)
+            self._stack.callback(following.remove, self._tracer)
         except BaseException:
             self._stack.close()
             _current = None
@@ -265,6 +299,7 @@ class Watch:
         global _current
         self._stack.__exit__(kind, error, trace)
         _current = None
+        self._tracer.over = True
         held = [e.shadow for _, e in self._tracer.memory.alive() if e.shadow.target is not None]
         self._judge.close(held, Site("score", "returned", "<end of the watch>", 0))
         self._report = self._made(None if error is None else f"{type(error).__name__}: {error}")
@@ -376,3 +411,29 @@ def label(t: Tensor, positions: Tensor | None = None, stream: str = "labels") ->
 def score(nll: Tensor, targets: Tensor | None = None, distribution: Tensor | None = None) -> Tensor:
     """Count ``nll`` as the score of its positions in the open watch; returns ``nll``. See ``Watch.score``."""
     return _current.score(nll, targets, distribution) if _current is not None else nll
+
+
+def declassify(x: T, *, reason: str) -> T:
+    """The values of ``x`` without the labels that they depend on: from here on they count as known.
+
+    For what the watch cannot prove and the reader of a report can judge: a step count, a flag that an eval
+    is over, a statistic that its rules allow. Every report lists the reason, the line and how often.
+    Readouts in ``x`` are scored here. Returns new memory with the same bits, through which gradients go as
+    before; ``x`` keeps its labels. Outside a watch ``x`` is returned as it is.
+
+    A number that has been read (``t.item()``) has left torch already: declassify ``t`` before it is read.
+
+    Raises:
+        TypeError: ``x`` is not a tensor.
+        ValueError: no reason is given.
+    """
+    if not isinstance(reason, str) or not reason.strip():
+        raise ValueError("declassify needs reason='why these values may be known'; reports print it")
+    if unlabelled.dispatch(type(x)) is unlabelled.dispatch(object):
+        raise TypeError(TOO_LATE.format(type(x).__name__))
+    if _current is None:
+        return x
+    with _current._quiet():
+        value, shadow = unlabelled(x, _current._tracer.memory)
+    _current._tracer.declassified(shadow, " ".join(reason.split()))
+    return cast(T, value)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from causaltrace.boundary.host import Host
+from causaltrace.boundary.outside import Outside
 from causaltrace.lattice.cells import Cells
 from causaltrace.ledger import Pending
 from causaltrace.perturb import differs
@@ -146,7 +147,7 @@ def reported(
             lanes = (where * 2 + 1).unsqueeze(-1).expand(*where.shape, 2).contiguous()
             cells = known.setdefault(id(where), Cells(lanes))
             trace.memory.write(copy, Shadow(support=cells))
-    with torch.compiler.set_stance("force_eager"), Host(trace), trace:
+    with torch.compiler.set_stance("force_eager"), Host(trace, Outside(trace)), trace:
         out = fn(*args)
     notes = trace.recorder
     assert isinstance(notes, Notes)

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from causaltrace import higher
 from causaltrace._compat import (
     CAPTURING,
+    DTYPES,
     CustomOp,
     current_node,
     eager_form,
@@ -150,3 +151,7 @@ def test_a_small_cholesky_that_fails_keeps_the_columns_before() -> None:
                 whole, half = (torch.linalg.cholesky_ex(x, upper=upper).L for x in (a, broken))
                 same = (whole == half)[:at] if upper else (whole == half)[:, :at]
                 assert bool(same.all()), HINT + "a failed factorisation leaves other columns undone"
+
+
+def test_types_have_short_names() -> None:
+    assert DTYPES[torch.float32] == "f32" and DTYPES[torch.int64] == "i64", HINT + "types are named otherwise"

@@ -144,7 +144,9 @@ def test_elementwise_keeps_readouts() -> None:
     tokens = stream()
     with causaltrace.watch(tokens, strict=True) as trace, torch.no_grad():
         halved(F.cross_entropy(Toy()(tokens[:-1]), tokens[1:], reduction="none"))[4:].sum().item()
-    assert trace.ok and trace.report.scored == len(tokens) - 5
+    assert not trace.report.violations and trace.report.scored == len(tokens) - 5
+    # a support says nothing about the arithmetic: half of a charge may be anything
+    assert trace.report.conditions["C1"] == "pass" and trace.report.conditions["C2"] == "not covered"
 
 
 # -- operators of all kinds -------------------------------------------------------------------------------

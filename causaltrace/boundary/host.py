@@ -8,6 +8,7 @@ hand out memory or values, and the functions that make tensors from host data, t
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from collections.abc import Callable
 from types import TracebackType
@@ -20,10 +21,12 @@ from torch._ops import OpOverload
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils._python_dispatch import _disable_current_modes
 
-from causaltrace._compat import CAPTURING, decompose
+from causaltrace._compat import CAPTURING, SHARING, decompose
 from causaltrace.boundary import numpy
 from causaltrace.boundary.arrays import arrays_in, bare
 from causaltrace.boundary.bodies import unseen
+from causaltrace.boundary.outside import Outside
+from causaltrace.boundary.threads import STARTING, starting
 from causaltrace.places import internal
 from causaltrace.schema import CHECKING, SILENT, only_checks, tensors
 from causaltrace.tracer import Tracer
@@ -36,26 +39,41 @@ LEAVING = (
     "untyped_storage",
     "storage",
     "__reduce_ex__",
-    "__cuda_array_interface__",
 )
+#: Those whose result is good for writing, too, and as long as the tensor lives.
+POINTERS = ("__dlpack__", "data_ptr", "untyped_storage", "storage")
 #: Functions that make tensors from Python or numpy data.
-ENTERING = ("tensor", "as_tensor", "asarray", "from_numpy", "frombuffer", "from_dlpack")
+ENTERING = ("tensor", "as_tensor", "asarray", "from_numpy")
+#: Those whose result shares its memory with something that is not torch.
+SHARED = ("frombuffer", "from_dlpack", "from_file")
+#: Ways to copy this process.
+FORKING = ("fork", "forkpty")
 
 
 class Host:
     """Patches on enter, restores on exit."""
 
-    def __init__(self, tracer: Tracer) -> None:
-        self.tracer = tracer
+    def __init__(self, tracer: Tracer, outside: Outside) -> None:
+        self.tracer, self.outside = tracer, outside
         self._undo: list[Callable[[], None]] = []
 
     def __enter__(self) -> Host:
         for name in LEAVING:
-            original = getattr(Tensor, name)
-            if callable(original):
-                self._replace(Tensor, name, self._leaving(name, original))
+            self._replace(Tensor, name, self._leaving(name, getattr(Tensor, name)))
+        interface = self._leaving("data_ptr", Tensor.__cuda_array_interface__.fget)  # type: ignore[attr-defined]
+        self._replace(Tensor, "__cuda_array_interface__", property(interface))
+        self._replace(Tensor, "__deepcopy__", self._copying(Tensor.__deepcopy__))
         for name in ENTERING:
             self._replace(torch, name, self._entering(getattr(torch, name)))
+        for name in SHARED:
+            self._replace(torch, name, self._sharing(getattr(torch, name)))
+        for name in SHARING:
+            self._replace(torch.UntypedStorage, name, self._giving(name))
+        for name in FORKING:
+            if hasattr(os, name):
+                self._replace(os, name, self._forking(name))
+        for owner, name in STARTING:
+            self._replace(owner, name, starting(self.tracer, owner, name))
         for module in CAPTURING:
             environment = module.setup_compilation_env
             self._replace(module, "setup_compilation_env", unseen(self.tracer, self, environment))
@@ -78,7 +96,7 @@ class Host:
             undo()
         self._undo.clear()
 
-    def _replace(self, owner: Any, name: str, new: Callable[..., Any]) -> None:
+    def _replace(self, owner: Any, name: str, new: object) -> None:
         own = name in vars(owner)
         old = getattr(owner, name)
         setattr(owner, name, new)
@@ -87,14 +105,50 @@ class Host:
     # -- leaving --------------------------------------------------------------------------------------
 
     def _leaving(self, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
-        tracer = self.tracer
+        tracer, outside = self.tracer, self.outside
 
         @functools.wraps(original)
         def wrapper(t: Tensor, *args: Any, **kwargs: Any) -> Any:
             # torch's own bookkeeping is not an escape; pickling always is
-            if name == "__reduce_ex__" or not internal(sys._getframe(1).f_code.co_filename):
-                tracer.escape(name.strip("_"), t)
+            if name == "__reduce_ex__":
+                outside.saved(t)
+            elif internal(sys._getframe(1).f_code.co_filename):
+                return original(t, *args, **kwargs)
+            if name in POINTERS:
+                outside.opened(t)
+            tracer.escape(name.strip("_"), t)
             return original(t, *args, **kwargs)
+
+        return wrapper
+
+    def _copying(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def wrapper(t: Tensor, memo: dict[int, Any]) -> Any:
+            known = id(t) in memo
+            out = original(t, memo)
+            if not known:
+                self.outside.copied(t, out)
+            return out
+
+        return wrapper
+
+    def _giving(self, name: str) -> Callable[..., Any]:
+        original = getattr(torch.UntypedStorage, name)
+
+        @functools.wraps(original)
+        def wrapper(storage: torch.UntypedStorage, *args: Any, **kwargs: Any) -> Any:
+            self.outside.shared("memory that processes share", storage)
+            return original(storage, *args, **kwargs)
+
+        return wrapper
+
+    def _forking(self, name: str) -> Callable[..., Any]:
+        original = getattr(os, name)
+
+        @functools.wraps(original)
+        def wrapper() -> Any:
+            self.outside.forked(f"os.{name}")
+            return original()
 
         return wrapper
 
@@ -157,6 +211,21 @@ class Host:
             out = original(bare(data), *args, **kwargs)
             if not isinstance(data, Tensor):
                 self.arrays_in(out, data)
+            return out
+
+        return wrapper
+
+    def _sharing(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        outside = self.outside
+
+        @functools.wraps(original)
+        def wrapper(data: Any, *args: Any, **kwargs: Any) -> Any:
+            out = original(data, *args, **kwargs)
+            if isinstance(data, Tensor):
+                outside.aliased(data, out)
+            else:
+                outside.adopted(out)
+                outside.opened(out)
             return out
 
         return wrapper

@@ -19,6 +19,8 @@ NAMES = {
     "divide": "div",
     "power": "pow",
     "absolute": "abs",
+    "negative": "neg",
+    "float_power": "pow",
     "clip": "clamp",
     "equal": "eq",
     "not_equal": "ne",

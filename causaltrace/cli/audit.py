@@ -36,6 +36,9 @@ LabelsOption = Annotated[
 ScoresOption = Annotated[
     str | None, typer.Option("--scores", help="The output that holds logits: its name or number.")
 ]
+ListingOption = Annotated[
+    bool, typer.Option("--listing", help="Also list the nodes of a graph, each with the latest label in it.")
+]
 
 
 def audit(
@@ -43,6 +46,7 @@ def audit(
     input: InputOption = None,
     labels: LabelsOption = None,
     scores: ScoresOption = None,
+    listing: ListingOption = False,
     html: o.HtmlOption = None,
     markdown: o.MarkdownOption = None,
     sarif: o.SarifOption = None,
@@ -64,6 +68,8 @@ def audit(
         typer.echo(f"causaltrace: {error}", err=True)
         raise typer.Exit(ERROR) from error
     typer.echo()
+    if listing:
+        typer.echo((report.listing or "causaltrace: the target is no graph, and has no listing") + "\n")
     render(report)
     outputs = o.Outputs(html, markdown, sarif, junit, json, github)
     raise typer.Exit(exit_code([report], failed=not outputs.write([report])))

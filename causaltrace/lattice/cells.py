@@ -132,7 +132,9 @@ class Algebra:
             for parent in parents:
                 if parent.data.shape == data.shape and torch.equal(parent.data, data):
                     return parent
-        if data.shape[-1] == 1:  # labels and readouts are moved, and no support is made
+        if (
+            data.shape[-1] == 1 or data.dtype == torch.int64
+        ):  # labels and readouts are moved, and no support is made
             cells = Cells(data, Origin(fn, parents, None), parents[0].node)
             self._remember(cells, data.numel() * data.element_size() + held)
             return cells
@@ -218,6 +220,8 @@ class Algebra:
     def within(self, x: Cells, y: Cells | None) -> bool:
         """Is every element of ``x`` contained in every element of ``y``? Looked at on the host only."""
         if y is None or x.data.device.type != "cpu" or y.data.device.type != "cpu":
+            return False
+        if x.data.dtype == torch.int64:  # no supports
             return False
         return self.lattice.below(self.bounds(x)[1], self.bounds(y)[0])
 

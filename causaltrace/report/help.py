@@ -24,6 +24,14 @@ HELP: dict[str, str] = {
         "distribution at it (C2): temperatures, mixtures or clips that are chosen by the label. Fix the "
         "distribution first."
     ),
+    "CT005": (
+        "What all classes together would be charged at this position does not come to a probability of 1 "
+        "(C2): "
+        "the row that was read, or what was made of it, is not a normalised distribution. Divide by the "
+        "sum over all "
+        "classes (`log_softmax`, or `logits.gather(-1, y) - logits.logsumexp(-1, keepdim=True)`) before the "
+        "label is read."
+    ),
     "CT006": (
         "A position was scored from two different distributions (C4). Keep one score for each position, "
         "and do not choose between runs after the fact."
@@ -53,5 +61,23 @@ HELP: dict[str, str] = {
     "CT097": (
         "What a static audit proves: for any weights and tokens, given the listed constants (masks, index "
         "tables). Audit again if they change."
+    ),
+    "CT098": (
+        "The program called `causaltrace.declassify`: from there on these values count as depending on no "
+        "label, for the reason that it gives. The verdict rests on that reason; read it."
+    ),
+    "CT099": (
+        "An operation read memory that no operation was seen to write (`torch.empty`), and the result was "
+        "used. It may hold what a kernel outside torch put there, or what was in memory before. Fill it in "
+        "torch, or declare the kernel with `causaltrace.kernel_rule`."
+    ),
+    "CT100": (
+        "Nothing accuses these scores, and nothing shows that all classes together would be charged a "
+        "probability of 1 "
+        "(C2): a tilt, a clip or another closed form. Make the whole row, normalise it, and read it at "
+        "the label; "
+        "or pass it: `trace.score(nll, distribution=row)`. Where the values are no scores, name those "
+        "that are with "
+        "`trace.score(nll)`."
     ),
 }

@@ -41,7 +41,7 @@ LIMITS = (
     "Threads and processes that the eval starts, CUDA graph replays and kernels outside torch's dispatcher "
     "are not followed.",
     "A value that leaves torch (NumPy, Python, files) is noticed, with its place, but not followed.",
-    "Whether a distribution is normalized and complete (C2) is not checked yet.",
+    "Whether a distribution is normalized (C2) is checked on the values of this run, by watches only.",
 )
 
 

@@ -30,6 +30,7 @@ def to_markdown(report: Report) -> str:
         *_worst(groups),
         *_blocking(report),
         "",
+        *_declassified(report),
         f"Limits: {summary.scope(report)}",
     ]
     if report.error is not None:
@@ -96,3 +97,12 @@ def _blocking(report: Report) -> Iterator[str]:
         yield f"- Not proved: {plain(notice.message)}{where}{times}.{remedy}"
     if len(blocking) > 4:
         yield f"- and {len(blocking) - 4:,} more"
+
+
+def _declassified(report: Report) -> Iterator[str]:
+    """What the verdict takes the program's word for, on one line."""
+    taken = [n for n in report.notes if n.kind == "CT098"]
+    if taken:
+        named = [f"{plain(n.message)} ({code(summary.place(n.site))}, {n.count:,} times)" for n in taken[:4]]
+        more = f"; and {len(taken) - 4:,} more" if len(taken) > 4 else ""
+        yield f"- Taken on trust: {'; '.join(named)}{more}."

@@ -18,6 +18,7 @@ KINDS: dict[str, str] = {
     "CT002": "own label reaches the distribution",
     "CT003": "label reaches the distribution through an update made before it was scored",
     "CT004": "score depends on its label beyond the readout",
+    "CT005": "score of something that is not a normalised distribution",
     "CT006": "position scored twice",
     "CT090": "opaque operation",
     "CT091": "value left torch",
@@ -27,6 +28,9 @@ KINDS: dict[str, str] = {
     "CT095": "note on what was watched",
     "CT096": "rule of the user's",
     "CT097": "what a static audit rests on",
+    "CT098": "values that the program declassified",
+    "CT099": "memory that was read and never seen written",
+    "CT100": "normalisation not shown",
 }
 
 #: The condition each finding breaks (parameter-golf issue #1017); CT003 breaks C1 and C3.
@@ -178,6 +182,8 @@ class Report:
     timeline: list[Moment] = field(default_factory=list)
     graph: Provenance = field(default_factory=Provenance)
     run: Run = field(default_factory=Run)
+    #: of the audit of a graph: its nodes, each with the latest label in it; not kept in files
+    listing: str = field(default="", compare=False)
 
     @property
     def scored(self) -> int:

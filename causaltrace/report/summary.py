@@ -181,7 +181,10 @@ def reason(report: Report, condition: str, groups: Sequence[Group]) -> str:
         return ""
     if len(report.positions) == 0:
         return "nothing was scored"
-    if condition != "C2" and any(n.blocking for n in notices(report)):
+    if condition == "C2" and (hidden := [n for n in report.notes if n.kind == "CT100"]):
+        return f"normalisation not shown for {plural(sum(n.count for n in hidden), 'score')}, see below"
+    audited = any(n.kind == "CT097" for n in report.notes)
+    if not (condition == "C2" and audited) and any(n.blocking for n in notices(report)):
         return "blocked, see below"
     return "not checked by this watch"
 

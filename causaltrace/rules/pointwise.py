@@ -29,8 +29,8 @@ def _union(op: OpCall) -> Cells | None:
 def sampled(op: OpCall) -> Result:
     """Random numbers depend on the parameters of their distribution, not on what they overwrite."""
     given = [op.args[name] for name in ("mean", "std", "p") if name in op.args]
-    if not given and op.name == "bernoulli":
-        return op.cells("self")
+    if not given and op.name == "bernoulli":  # the probabilities; in place, what is overwritten with p=0.5
+        return None if op.out is op.args["self"] else op.cells("self")
     return op.lattice.join(*[op.of(t) for t in given])
 
 

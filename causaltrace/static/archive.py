@@ -19,7 +19,7 @@ from torch import Tensor, fx
 
 from causaltrace._compat import serialized
 from causaltrace.static.errors import AuditError
-from causaltrace.static.exported import Exported, Given
+from causaltrace.static.exported import Exported, Given, Program
 
 #: Python's functions on numbers and lists that graphs use.
 PYTHON = (
@@ -83,7 +83,7 @@ def _read(archive: zipfile.ZipFile) -> Exported:
     user = [
         i for i, spec in enumerate(module["signature"]["output_specs"]) if next(iter(spec)) == "user_output"
     ]
-    return Exported(fx.GraphModule({}, made.graph), inputs, user, _keys(module, len(user)))
+    return Exported(Program(made.graph), inputs, user, _keys(module, len(user)))
 
 
 class _Graph:
@@ -104,7 +104,7 @@ class _Graph:
         named = [(a["name"], self._value(a["arg"]), a.get("kind") == 2) for a in data["inputs"]]
         args = tuple(v for _, v, keyword in named if not keyword)
         kwargs = {n: v for n, v, keyword in named if keyword}
-        node = self.graph.call_function(target, args, kwargs)
+        node = self.graph.create_node("call_function", target, args, kwargs, data.get("name"))
         metadata = data.get("metadata", {})
         node.meta = {k: str(metadata[k]) for k in ("stack_trace", "nn_module_stack") if metadata.get(k)}
         outputs = data["outputs"]

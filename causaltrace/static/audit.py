@@ -25,6 +25,7 @@ from causaltrace.site import Site
 from causaltrace.static.capture import Call, captured
 from causaltrace.static.errors import AuditError
 from causaltrace.static.kept import kept
+from causaltrace.static.listing import listing
 from causaltrace.static.tracer import Static
 from causaltrace.step import Recorder
 from causaltrace.stream import Streams
@@ -77,7 +78,10 @@ def audit(
     first = _Pass(call, order, labels, scores, upwards=True)
     if first.by_logits and any(t.ndim > 1 and t.shape[0] > 1 for t, _ in first.streams):
         first.join(_Pass(call, order, labels, scores, upwards=False))  # from rows to later rows
-    return first.report(run)
+    report = first.report(run)
+    if call.graph is not None:
+        report.listing = listing(call.graph, first.judge.streams)
+    return report
 
 
 class _Pass:

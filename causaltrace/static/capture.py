@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
-from causaltrace.static.archive import load
+from causaltrace.static.archive import REMEDY, load
 from causaltrace.static.arguments import mapped
-from causaltrace.static.exported import Exported, of_program
+from causaltrace.static.errors import AuditError
+from causaltrace.static.exported import Exported, Program, of_program
 from causaltrace.static.interpret import ProvenanceInterpreter
 from causaltrace.static.tracer import Static
 
@@ -24,13 +25,14 @@ from causaltrace.static.tracer import Static
 @dataclass
 class Call:
     """Something to run on arguments. ``names`` are those of the positional ones; ``modules`` may be changed
-    by it."""
+    by it; ``graph`` is what it runs, if that is a graph."""
 
     run: Callable[[Static, Mapping[str, Any]], Any]
     args: tuple[Any, ...]
     named: dict[str, Any]
     names: list[str]
     modules: list[nn.Module] = field(default_factory=list)
+    graph: fx.GraphModule | Program | None = None
 
     def bind(self, tracer: Static) -> dict[str, Any]:
         """Every argument by name; tensors as fakes of which nothing is known."""
@@ -102,7 +104,7 @@ def _graph(module: fx.GraphModule, args: tuple[Any, ...], named: dict[str, Any])
                 *[given[name] for name in names if name in given]
             )
 
-    return Call(run, args, named, names, [module])
+    return Call(run, args, named, names, [module], module)
 
 
 def _exported(program: Exported, args: tuple[Any, ...], named: dict[str, Any]) -> Call:
@@ -121,7 +123,15 @@ def _exported(program: Exported, args: tuple[Any, ...], named: dict[str, Any]) -
         tracer.weights(
             g.value for g in program.inputs if g.kind == "parameter" and isinstance(g.value, Tensor)
         )
-        with torch.no_grad():
-            return program.result(ProvenanceInterpreter(program.module, tracer).run(*values))
+        try:
+            with torch.no_grad():
+                return program.result(ProvenanceInterpreter(program.module, tracer).run(*values))
+        except AuditError:
+            raise
+        except Exception as error:
+            if not isinstance(program.module, Program):
+                raise
+            text = str(error).partition("\n")[0]
+            raise AuditError(f"the file's program cannot be run ({text})", remedy=REMEDY) from error
 
-    return Call(run, (), given, [])
+    return Call(run, (), given, [], graph=program.module)

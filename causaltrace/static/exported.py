@@ -6,9 +6,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.utils._pytree import tree_unflatten
+
+
+class Program(nn.Module):
+    """A graph that was read from a file. No ``GraphModule``: that makes Python code of its graph, in which
+    the names in a file would be code, too."""
+
+    def __init__(self, graph: fx.Graph) -> None:
+        super().__init__()
+        self.graph = graph
 
 
 @dataclass
@@ -25,7 +34,7 @@ class Exported:
     """``outputs``: which results of the graph are the user's; ``keys`` their names, if they have any; or
     ``spec``, which puts them together."""
 
-    module: fx.GraphModule
+    module: fx.GraphModule | Program
     inputs: list[Given]
     outputs: list[int]
     keys: list[str] | None = None

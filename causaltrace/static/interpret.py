@@ -7,8 +7,11 @@ from typing import Any
 
 from torch import Tensor, fx
 
+from causaltrace._compat import DTYPES
 from causaltrace.places import internal
 from causaltrace.site import Site
+from causaltrace.static.exported import Program
+from causaltrace.static.passes import Node, passes
 from causaltrace.static.tracer import Static
 
 _FRAME = re.compile(r'File "(.+?)", line (\d+), in (\S+)(?:\n\s+(\S[^\n]*))?')
@@ -16,23 +19,41 @@ _FRAME = re.compile(r'File "(.+?)", line (\d+), in (\S+)(?:\n\s+(\S[^\n]*))?')
 
 class ProvenanceInterpreter(fx.Interpreter):
     """Runs a graph under a ``Static`` tracer. Afterwards ``node.meta["support"]`` is the latest label that
-    each element of a node's tensor may depend on (int tensor, dims full or 1; -1: none), or None; and
+    each element of a node's tensor may depend on (int tensor, dims full or 1; -1: none), None for what is no
+    tensor, or a list for a node of several; ``node.meta["makes"]`` its type and shape, and
     ``node.meta["site"]`` where it comes from."""
 
-    def __init__(self, module: fx.GraphModule, tracer: Static) -> None:
+    def __init__(self, module: fx.GraphModule | Program, tracer: Static) -> None:
         super().__init__(module)
+        self.extra_traceback = False
         self._tracer = tracer
+        self._passes = passes(module.graph)
 
     def run_node(self, n: fx.Node) -> Any:
-        before = self._tracer.here
-        self._tracer.here = n.meta["site"] = _site(n)
+        before = self._tracer.node
+        site = n.meta["site"] = _site(n)
+        self._tracer.node = Node(site, *(n in part for part in self._passes))
         try:
             out = super().run_node(n)
         finally:
-            self._tracer.here = before
-        if isinstance(out, Tensor) and self._tracer.annotates:
-            n.meta["support"] = self._tracer.latest(out)
+            self._tracer.node = before
+        if self._tracer.annotates and n.op != "output":
+            self._annotate(n, out)
         return out
+
+    def _annotate(self, n: fx.Node, out: Any) -> None:
+        many = isinstance(out, (list, tuple))
+        made = [t if isinstance(t, Tensor) else None for t in out] if many else [out]
+        n.meta["makes"] = ", ".join(map(_kind, made))
+        supports = [self._tracer.latest(t) if isinstance(t, Tensor) else None for t in made]
+        n.meta["support"] = supports if many else supports[0]
+
+
+def _kind(value: Any) -> str:
+    """Type and shape in short."""
+    if isinstance(value, Tensor):
+        return f"{DTYPES[value.dtype]}{list(value.shape)}"
+    return str(value) if isinstance(value, (int, float, bool)) else "-"
 
 
 def _site(node: fx.Node) -> Site:

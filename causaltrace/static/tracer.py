@@ -26,8 +26,9 @@ from causaltrace.site import Site
 from causaltrace.static.arguments import blank, by_id, fresh, mapped, part_unknown, swapped
 from causaltrace.static.errors import AuditError
 from causaltrace.static.number import UnknownNumber
+from causaltrace.static.passes import Node
 from causaltrace.static.transfer import TABLE
-from causaltrace.static.values import LIMIT, Values, narrow, speaks, unknown
+from causaltrace.static.values import LIMIT, Seen, Values, narrow, speaks, unknown
 from causaltrace.step import After, opaque
 from causaltrace.tracer import Tracer
 
@@ -36,17 +37,6 @@ READS = ("_local_scalar_dense", "equal", "item", "is_nonzero", "allclose")
 CPU = torch.device("cpu")
 #: What a look at a fake tensor raises.
 BLIND = (AssertionError, KeyError, RuntimeError, TypeError)
-
-
-class Seen(Memory):
-    """Shadow memory that also knows stand-ins."""
-
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self.originals: dict[int, Tensor] = {}
-
-    def read(self, t: Tensor) -> Shadow | None:
-        return super().read(self.originals.get(id(t), t))
 
 
 class Static(Tracer):
@@ -64,21 +54,45 @@ class Static(Tracer):
         self.orders = Values()  #: of integers in an order that is not known: what they would be in one
         self.constants: dict[str, Site] = {}  #: that a verdict may rest on: where each is used first
         self.annotates = True  #: are the nodes of graphs told what they depend on?
-        self.here: Site | None = None  #: where the node of a graph comes from
+        self.node: Node | None = None  #: of a graph, while it runs
         self._arranged: list[Tensor] = []  #: keeps ids from being used again, for one operation
         self._storages: dict[int, tuple[Tensor, Any]] = {}  #: by storage of a real tensor: its fake
         self._weights: set[int] = set()
 
     def site(self, phase: str | None = None) -> Site:
-        if self.here is None:
+        if self.node is None:
             return super().site(phase)
-        return replace(self.here, phase=phase or self.phase, op=self._op_name)
+        return replace(self.node.site, phase=phase or self.phase, op=self._op_name)
 
-    def latest(self, t: Tensor) -> Tensor | None:
+    @property
+    def silent(self) -> bool:
+        return self.backward and (self.node is None or self.node.silent)
+
+    def objective(self, inputs: list[Tensor]) -> bool:
+        return super().objective(inputs) or self.node is not None and self.node.objective
+
+    @property
+    def phase(self) -> str:
+        return "backward" if self._passing else super().phase
+
+    @property
+    def _passing(self) -> bool:
+        """Is this part of a backward pass?"""
+        return current_node() is not None or self.node is not None and self.node.backward
+
+    def latest(self, t: Tensor) -> Tensor:
         """The latest label that each element of ``t`` may depend on, dims full or 1; -1: none."""
         with _disable_current_modes():
-            cells = self.ledger.depends(self.memory.read(self.faked(t)), "possible")
-            return None if cells is None else cells.data[..., 0] >> 1
+            out = torch.full((1,) * t.ndim, -1, dtype=torch.int32)
+            shadow = self.memory.read(self.faked(t))
+            if shadow is None:
+                return out
+            for cells in (shadow.possible or shadow.support, shadow.post):
+                out = out if cells is None else torch.maximum(out, cells.data[..., 0] >> 1)
+            target = None if shadow.target is None else self.ledger.positions(shadow.target)
+            for positions in (shadow.label, shadow.onehot, target):  # looking is not reading
+                out = out if positions is None else torch.maximum(out, positions.data[..., 0].to(out.dtype))
+            return out
 
     # -- tensors from outside -------------------------------------------------------------------------
 
@@ -160,7 +174,7 @@ class Static(Tracer):
     def _one(
         self, op: Op, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], inputs: list[Tensor]
     ) -> Any:
-        if (current_node() is not None) != self.backward:  # a new pass begins
+        if self._passing != self.backward:  # a new pass begins
             self.backward = not self.backward
             self.algebra.forget()
         known = self._seen(inputs)
@@ -394,7 +408,7 @@ class Static(Tracer):
         with _disable_current_modes():
             try:
                 after = self._step(op, arguments, by_id(out, stand), targets, given, ruled)
-                for cells in (c for s in after.shadows for c in s[:6] if c is not None):
+                for cells in (c for s in after.shadows for c in s[:8] if c is not None):
                     if is_fake(cells.data):
                         raise TypeError("a support was made of values that are not known")
                 self._rests_on(op, inputs, stand, ruled)

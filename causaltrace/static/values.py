@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from causaltrace._compat import storage_of
 from causaltrace.geometry import Geometry, assign, covers, natural, view_of
-from causaltrace.shadow import geometry
+from causaltrace.shadow import Memory, Shadow, geometry
 
 #: Elements of a tensor whose values are kept (and folded).
 LIMIT = 1 << 25
@@ -25,6 +25,17 @@ LIMIT = 1 << 25
 
 #: Of a bool that is not known.
 UNKNOWN = 2
+
+
+class Seen(Memory):
+    """Shadow memory that also knows stand-ins."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.originals: dict[int, Tensor] = {}
+
+    def read(self, t: Tensor) -> Shadow | None:
+        return super().read(self.originals.get(id(t), t))
 
 
 class Known(NamedTuple):
@@ -72,7 +83,7 @@ class Values:
 
     def _read(self, t: Tensor) -> tuple[Tensor | None, bool]:
         entry = self._entries.get(id(storage_of(t)))
-        if entry is None or entry.data.dtype != _kept_as(t):
+        if entry is None or entry.data.dtype != _kept_as(t) or not t.numel():
             return None, False
         view = geometry(t)
         if view == entry.base:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -73,6 +74,30 @@ def test_nodes_of_a_graph_get_supports() -> None:
     assert causaltrace.audit(traced, IDS).status == "clean"
 
 
+def test_the_listing_of_a_graph(saved: Path) -> None:
+    for target in (saved, torch.export.export(Net(True), (IDS,))):
+        rows = causaltrace.audit(target).listing.splitlines()
+        found = {cells[0]: cells[1:] for cells in (re.split("  +", row) for row in rows)}
+        assert found["input_ids"][:3] == ["i64[2, 8]", "t", "placeholder"]
+        assert found["embedding"][:4] == ["f32[2, 8, 8]", "t", "aten.embedding.default", "embedding"]
+        assert re.fullmatch(r"test_archive\.py:\d+", found["embedding"][4])
+        assert found["embedding"][5] == "x = self.embedding(input_ids)"
+        assert found["roll"][1] == "t-7 … t+1" and found["slice_1"][1] == "none"
+        assert "output" not in found and len({row.index("f32") for row in rows if "f32" in row}) == 1
+    assert causaltrace.audit(Net(True), IDS).listing == ""
+
+
+def test_latest_labels_in_short() -> None:
+    graph = make_fx(
+        lambda ids: (ids.sum(1), ids.sum(0), ids.view(-1).roll(8), ids[0].max(0), ids[..., None].float())
+    )(IDS)
+    rows = causaltrace.audit(graph, IDS, scores=4).listing.splitlines()[2:]
+    assert [re.split("  +", row)[2] for row in rows] == [
+        "7", "t of row 1", "t", "t of rows 0 … 1", "t of row 0", "7 of row 0, 7 of row 0", "7 of row 0",
+        "7 of row 0", "t", "t"
+    ]  # fmt: skip
+
+
 def rewritten(path: Path, change: Callable[[Any], Any], name: str = "models/model.json") -> None:
     """The file with one member changed."""
     with zipfile.ZipFile(path) as old:
@@ -103,6 +128,24 @@ FOREIGN = (
     "torch.ops.aten.no_such.default",
     "#mine:thing",
 )
+
+
+def test_names_of_a_file_are_no_code(saved: Path, tmp_path: Path) -> None:
+    """Torch makes Python code of graphs, with the names in it."""
+    harm = f"open({str(tmp_path / 'harm')!r}, 'w')"
+
+    def keyword(data: bytes) -> bytes:
+        module = json.loads(data)
+        argument = {"name": f"sparse={harm}, y", "arg": {"as_bool": True}, "kind": 2}
+        module["graph_module"]["graph"]["nodes"][0]["inputs"].append(argument)
+        return json.dumps(module).encode()
+
+    rewritten(saved, lambda data: data.replace(b'"input_ids"', json.dumps(f"x={harm}").encode()))
+    assert causaltrace.audit(saved).status == "clean"
+    rewritten(saved, keyword)
+    with pytest.raises(causaltrace.AuditError):
+        causaltrace.audit(saved)
+    assert not (tmp_path / "harm").exists()
 
 
 @pytest.mark.parametrize("target", FOREIGN)
@@ -181,6 +224,8 @@ def test_the_command(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         (["net.pt2"], 0, "CLEAN"),
         (["net.pt2", "--labels", "input_ids", "--scores", "other", "--json", str(out)], 1, "VIOLATION"),
         (["audited_module:net", "-i", "8"], 0, "CLEAN"),
+        (["net.pt2", "--listing"], 0, "aten.embedding.default"),
+        (["audited_module:net", "-i", "8", "--listing"], 0, "the target is no graph"),
         (["audited_module:ahead", "--input", "8:int32"], 1, "VIOLATION"),
         (["audited_module:made"], 1, "VIOLATION"),
         (["audited_module:branch", "-i", "8"], 2, "audited_module.py:10"),

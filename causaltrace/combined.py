@@ -1,0 +1,125 @@
+"""What becomes of readouts between the readout and the score: arithmetic and mixtures.
+
+A result is a readout itself as long as each of its elements scores one position. What else joins in does so
+after the readout: it changes the score, not the distribution.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from causaltrace import mass
+from causaltrace.lattice.cells import Cells
+from causaltrace.rules.call import live
+from causaltrace.shadow import Shadow
+
+if TYPE_CHECKING:
+    from causaltrace.step import Step
+
+#: Operations that choose between their operands: between two readouts, after the label is known.
+CHOOSING = frozenset({"minimum", "maximum", "fmin", "fmax"})
+#: Operations that may mix several readouts of one label into one.
+MIXING = frozenset({"sum", "mean", "logsumexp"})
+
+
+def matches(step: Step, shadow: Shadow | None, target: Cells | None) -> bool:
+    """Is it a match at the labels of these readouts?"""
+    if shadow is None or shadow.match is None or target is None:
+        return False
+    mine, theirs = shadow.match.data, step.tracer.ledger.positions(target).data
+    return mine.shape == theirs.shape and bool(((mine == theirs) | (theirs < 0)).all())
+
+
+def point(step: Step, carriers: list[tuple[Tensor, Shadow]]) -> Shadow | None:
+    """An element-wise op on readouts gives readouts, as long as each element scores one position.
+
+    What else joins in does so after the readout: it changes the score, not the distribution."""
+    if len(step.outs) != 1 or not step.outs[0].dtype.is_floating_point:
+        return None
+    out, algebra, ledger = step.outs[0], step.tracer.algebra, step.tracer.ledger
+    target = carriers[0][1].target
+    for t, shadow in carriers:
+        other = shadow.target
+        assert other is not None and target is not None
+        if t.shape != out.shape:
+            return None
+        if other is not target:
+            a, b = ledger.positions(target).data, ledger.positions(other).data
+            if a.shape != b.shape or not torch.equal(a, b):
+                return None
+            target = algebra.join(target, other)
+    mine = {id(t) for t, _ in carriers}
+    rest = [t for t in step.inputs if id(t) not in mine]
+    shadows = [step.shadows.get(id(t)) for t in rest]
+    matching = [matches(step, s, target) for s in shadows]
+    shadows = [
+        s._replace(match=None) if s is not None and m else s for s, m in zip(shadows, matching, strict=True)
+    ]
+    post = algebra.join(*[s.post for _, s in carriers], *[ledger.depends(s) for s in shadows])
+    if step.op.name in CHOOSING and len(carriers) > 1 and target is not None:
+        post = algebra.join(post, ledger.read(ledger.positions(target)))
+    masses = None if any(matching) else _through(step, carriers)
+    support = algebra.join(*[s.support for _, s in carriers])
+    possible = None
+    if any(s.possible is not None for s in step.shadows.values()):
+        possible = algebra.join(
+            *[bare(s, "possible") for _, s in carriers],
+            *[ledger.depends(s, "possible") for s in shadows],
+        )
+    if step.op.name == "mul":  # a weight of exactly 0 takes the position out of the score
+        weight = rest[0] if rest else step.bound.get("other")
+        if isinstance(weight, Tensor):
+            kept = live(weight, tuple(range(weight.ndim))).expand(out.shape)
+            target, support, possible = (algebra.keep(c, kept) for c in (target, support, possible))
+        elif weight == 0:
+            target = support = possible = None
+    return Shadow(support, possible, target=target, post=post, mass=masses)
+
+
+def _through(step: Step, carriers: list[tuple[Tensor, Shadow]]) -> Cells | None:
+    """The mass of an element-wise result; None: unknown."""
+    if any(s.mass is None for _, s in carriers):
+        return None
+    lanes = {id(t): mass.unpack(s.mass.data) for t, s in carriers if s.mass is not None}
+    found = mass.through(step.op.name, step.bound, lanes, step.outs[0])
+    return None if found is None else mass.pack(found, step.outs[0].ndim)
+
+
+def mixed(step: Step, carriers: list[tuple[Tensor, Shadow]]) -> Shadow | None:
+    """Several readouts of each label, summed: a mixture is a readout like any other."""
+    x, shadow = carriers[0]
+    dims = step.bound.get("dim")
+    dims = [dims] if isinstance(dims, int) else dims
+    if (
+        step.op.name not in MIXING
+        or not dims
+        or len(dims) != 1
+        or shadow.target is None
+        or len(step.shadows) > 1
+    ):
+        return None
+    dim, algebra, ledger = dims[0] % max(1, x.ndim), step.tracer.algebra, step.tracer.ledger
+    where = ledger.positions(shadow.target).data[..., 0]
+    if where.ndim != x.ndim or where.shape[dim] < 2 or bool((where != where.narrow(dim, 0, 1)).any()):
+        return None
+    keepdim = bool(step.bound.get("keepdim"))
+    planes = {
+        name: algebra.reduce(getattr(shadow, name), [dim], keepdim)
+        for name in ("support", "possible", "target", "post")
+    }
+    masses = None
+    if shadow.mass is not None:
+        lanes = mass.unpack(shadow.mass.data)
+        lanes = lanes.expand(*[x.shape[d] if d == dim else n for d, n in enumerate(lanes.shape[:-1])], -1)
+        found = mass.mixed(step.op.name, lanes, dim)
+        if found is not None:
+            masses = mass.pack(found.unsqueeze(dim) if keepdim else found, step.outs[0].ndim)
+    return Shadow()._replace(**planes, mass=masses)  # type: ignore[arg-type]
+
+
+def bare(shadow: Shadow, plane: str) -> Cells | None:
+    """The support without labels and readouts."""
+    return shadow.possible if plane == "possible" and shadow.possible is not None else shadow.support
