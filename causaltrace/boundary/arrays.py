@@ -49,9 +49,10 @@ def bare(value: Any) -> Any:
 
 def owner_of(a: np.ndarray) -> Any:
     """What holds an array's memory: the array that it is a view of, or a tensor's storage."""
-    while isinstance(a.base, np.ndarray):
-        a = a.base
-    return storage_of(a.base) if isinstance(a.base, Tensor) else a
+    base = np.ndarray.base.__get__  # type: ignore[attr-defined]
+    while isinstance(base(a), np.ndarray):
+        a = base(a)
+    return storage_of(base(a)) if isinstance(base(a), Tensor) else a
 
 
 class Arrays:
