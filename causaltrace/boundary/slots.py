@@ -1,8 +1,9 @@
 """The places where numpy's C code reads an array and asks nobody.
 
-``plain[labels]`` and ``plain[...] = labels`` never reach the methods of ``labels``: for the duration of a watch
-the item methods of ``ndarray`` itself look at the key and the value first. Before Python 3.12 no class can say
-what happens when its buffer is asked for (``memoryview``, ``hashlib``, files): that slot is filled in C.
+``plain[labels]`` and ``plain[...] = labels`` never reach the methods of ``labels``: for the duration of a
+watch the item methods of ``ndarray`` itself look at the key and the value first. Before Python 3.12 no class
+can say what happens when its buffer is asked for (``memoryview``, ``hashlib``, files): that slot is filled
+in C.
 """
 
 from __future__ import annotations
