@@ -72,7 +72,7 @@ MOVED = frozenset(
     ]
 )
 #: Of these, those whose first argument is a list of arrays.
-SEVERAL = frozenset("concatenate stack vstack hstack dstack column_stack broadcast_arrays".split())
+SEVERAL = ("concatenate", "stack", "vstack", "hstack", "dstack", "column_stack", "broadcast_arrays")
 PARTS = frozenset(
     [
         "average",
@@ -338,10 +338,6 @@ def _moved(arrays: Arrays, func: Any, name: str, given: dict[str, Any]) -> Any:
 # -- the same operation -----------------------------------------------------------------------------------
 
 
-def _flat(a: Any) -> Any:
-    return np.ravel(a)
-
-
 def _over(arrays: Arrays, func: Any, name: str, given: dict[str, Any]) -> Any:
     a = indexing.array(arrays, given["a"])
     if given.get("where", True) is not True:
@@ -364,7 +360,7 @@ def _along(arrays: Arrays, func: Any, name: str, given: dict[str, Any]) -> Any:
         return _opaque(arrays, func, name, (), given)
     axis = given.get("axis")
     if axis is None:
-        a, axis = _flat(a), 0
+        a, axis = np.ravel(a), 0
     given[key] = a
     return _into(arrays, func, name, given, ALONG[name], {"self": a, "dim": axis}, RUNNING)
 
@@ -373,7 +369,7 @@ def _ordered(arrays: Arrays, func: Any, name: str, given: dict[str, Any]) -> Any
     a = indexing.array(arrays, given["a"])
     axis = given.get("axis", -1)
     if axis is None:
-        a, axis, given["axis"] = _flat(a), 0, 0
+        a, axis, given["axis"] = np.ravel(a), 0, 0
     given["a"] = a
     return _into(
         arrays, func, name, given, ORDERED[name], {"self": a, "dim": axis}, Rule(LEAVE, reduce.one_dim)
@@ -413,7 +409,7 @@ def _take(arrays: Arrays, func: Any, name: str, given: dict[str, Any]) -> Any:
         return _opaque(arrays, func, name, (), given)
     axis = given.get("axis")
     if axis is None:
-        a, axis = _flat(a), 0
+        a, axis = np.ravel(a), 0
     axis %= max(a.ndim, 1)
     indices = [index if d == axis else None for d in range(axis + 1)]
     return _into(arrays, func, name, given, "index", {"self": a, "indices": indices}, None)

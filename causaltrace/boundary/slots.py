@@ -57,6 +57,15 @@ def patched(kind: type, methods: dict[str, Callable[..., Any]]) -> Callable[[], 
     return undo
 
 
+def no_sequence(kind: type) -> None:
+    """Item methods in Python make a class a sequence for C; ``torch.tensor([x])`` of a number ``x`` asks."""
+    table = _table(kind, _SEQUENCE, 8)
+    table[3] = table[5] = None
+    for child in type.__subclasses__(kind):
+        if "__getitem__" not in vars(child):
+            no_sequence(child)
+
+
 def buffered(kind: type, told: Callable[[Any], None]) -> None:
     """``told`` hears of it when the memory of an instance is asked for."""
     if sys.version_info >= (3, 12):
