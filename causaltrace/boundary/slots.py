@@ -61,7 +61,8 @@ def no_sequence(kind: type) -> None:
     """Item methods in Python make a class a sequence for C; ``torch.tensor([x])`` of a number ``x`` asks."""
     table = _table(kind, _SEQUENCE, 8)
     table[3] = table[5] = None
-    for child in type.__subclasses__(kind):
+    children: list[type] = type.__subclasses__(kind)
+    for child in children:
         if "__getitem__" not in vars(child):
             no_sequence(child)
 
