@@ -347,7 +347,7 @@ class Memory:
         """A write to some place in memory: all of it may hold the new value, or still the old one."""
         new = shadow or Shadow()
         algebra, old = self._algebra, entry.shadow
-        possible = (None, None)
+        possible: tuple[Cells | None, Cells | None] = (None, None)
         if old.possible is not None or new.possible is not None:
             possible = (old.possible or old.support, new.possible or new.support)
         support, maybe = (

@@ -35,7 +35,7 @@ class _Writable:
 
 
 def bare(value: Any) -> Any:
-    """Without labels: arrays as plain ones, also in lists, tuples and dicts; subclasses say how in ``bare``."""
+    """Without labels: arrays as plain ones, also in lists, tuples and dicts."""
     if isinstance(value, np.ndarray):
         return value if type(value) is np.ndarray else getattr(value, "bare", value)
     if isinstance(value, np.generic):
@@ -154,8 +154,8 @@ class Arrays:
         escapes: tuple[str, ...] = (),
         early: bool = False,
     ) -> After | None:
-        """The shadows of ``results`` of a call, as if it were operation ``name`` with arguments ``bound``; None
-        where no label is involved. ``early``: it has not written them yet."""
+        """The shadows of ``results`` of a call, as if it were operation ``name`` with arguments ``bound``;
+        None where no label is involved. ``early``: it has not written them yet."""
         with _disable_current_modes():
             seen: dict[int, Tensor] = {}
             bound = {key: self._mirrored(value, seen) for key, value in bound.items()}
@@ -199,7 +199,7 @@ class Arrays:
                     self.touch(full, shadow)
 
     def written(self, full: str, a: np.ndarray, places: Sequence[Any], after: After | None) -> None:
-        """As ``done``, for ``places`` in ``a``. If that is no array that tells of what is done with it, whatever
+        """As ``done``, for ``places`` in ``a``. If that is no array that tells of what is done with it, what
         it holds now is in the hands of whoever reads it."""
         self.done(full, places, after)
         if type(a) is np.ndarray and after is not None:

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
+from numpy._core import umath
 
 from causaltrace.boundary import indexing
 from causaltrace.boundary.arrays import Arrays, arrays_in, as_array, bare
@@ -19,6 +21,8 @@ from causaltrace.boundary.ufuncs import FOLD, PRODUCT, RUNNING, WHOLE
 from causaltrace.lattice.cells import Cells
 from causaltrace.rules import LEAVE, MOVE, Rule, reduce
 from causaltrace.rules.call import OpCall, Result
+
+_CLIP: Any = vars(umath)["clip"]  #: the ufunc, of which numpy tells in no other place
 
 MOVED = frozenset(
     [
@@ -67,6 +71,8 @@ MOVED = frozenset(
         "resize",
     ]
 )
+#: Of these, those whose first argument is a list of arrays.
+SEVERAL = ("concatenate", "stack", "vstack", "hstack", "dstack", "column_stack", "broadcast_arrays")
 PARTS = frozenset(
     [
         "average",
@@ -272,8 +278,6 @@ def _placed(op: OpCall) -> Result:
             for t, c in zip(inputs, cells, strict=True):
                 part = flat[0].expand(t.numel(), width) if c is None else next(rest)
                 flat.append(part if c is None else part.expand(*t.shape, width).reshape(-1, width))
-            import torch
-
             return torch.cat(flat)[numbers]
 
         out.append(lattice.make(fn, *present, share=False, held=numbers.numel() * 8))
@@ -286,15 +290,7 @@ PLACED = Rule(MOVE, _placed)
 def _moved(arrays: Arrays, func: Any, name: str, given: dict[str, Any]) -> Any:
     """What only moves elements: the same on their numbers."""
     first = next(iter(given))
-    several = name in (
-        "concatenate",
-        "stack",
-        "vstack",
-        "hstack",
-        "dstack",
-        "column_stack",
-        "broadcast_arrays",
-    ) or (name.startswith("atleast"))
+    several = name in SEVERAL or name.startswith("atleast")
     moved = given[first]
     parts = [indexing.array(arrays, m) for m in moved] if several else [indexing.array(arrays, moved)]
     if name == "broadcast_arrays" or name.startswith("atleast"):
@@ -302,7 +298,6 @@ def _moved(arrays: Arrays, func: Any, name: str, given: dict[str, Any]) -> Any:
     else:
         given[first] = parts if several else parts[0]
     rest = {k: v for k, v in given.items() if k != first}
-    fill = rest.get("kwargs", {}).get("constant_values", 0)
     strange = rest.get("mode", "constant") not in ("constant", "edge", "wrap", "reflect", "symmetric")
     if (
         any(True for _ in arrays_in(list(rest.values())))
@@ -316,7 +311,6 @@ def _moved(arrays: Arrays, func: Any, name: str, given: dict[str, Any]) -> Any:
             results = [rest["out"]]
         arrays.opaque(f"numpy.{name}", [parts, rest], results)
         return out
-    del fill
     out = _plain(func, given)
     results = _results(out)
     if results and all(
@@ -344,10 +338,6 @@ def _moved(arrays: Arrays, func: Any, name: str, given: dict[str, Any]) -> Any:
 # -- the same operation -----------------------------------------------------------------------------------
 
 
-def _flat(a: Any) -> Any:
-    return np.ravel(a)
-
-
 def _over(arrays: Arrays, func: Any, name: str, given: dict[str, Any]) -> Any:
     a = indexing.array(arrays, given["a"])
     if given.get("where", True) is not True:
@@ -370,7 +360,7 @@ def _along(arrays: Arrays, func: Any, name: str, given: dict[str, Any]) -> Any:
         return _opaque(arrays, func, name, (), given)
     axis = given.get("axis")
     if axis is None:
-        a, axis = _flat(a), 0
+        a, axis = np.ravel(a), 0
     given[key] = a
     return _into(arrays, func, name, given, ALONG[name], {"self": a, "dim": axis}, RUNNING)
 
@@ -379,7 +369,7 @@ def _ordered(arrays: Arrays, func: Any, name: str, given: dict[str, Any]) -> Any
     a = indexing.array(arrays, given["a"])
     axis = given.get("axis", -1)
     if axis is None:
-        a, axis, given["axis"] = _flat(a), 0, 0
+        a, axis, given["axis"] = np.ravel(a), 0, 0
     given["a"] = a
     return _into(
         arrays, func, name, given, ORDERED[name], {"self": a, "dim": axis}, Rule(LEAVE, reduce.one_dim)
@@ -419,7 +409,7 @@ def _take(arrays: Arrays, func: Any, name: str, given: dict[str, Any]) -> Any:
         return _opaque(arrays, func, name, (), given)
     axis = given.get("axis")
     if axis is None:
-        a, axis = _flat(a), 0
+        a, axis = np.ravel(a), 0
     axis %= max(a.ndim, 1)
     indices = [index if d == axis else None for d in range(axis + 1)]
     return _into(arrays, func, name, given, "index", {"self": a, "indices": indices}, None)
@@ -441,18 +431,16 @@ def _dot(arrays: Arrays, func: Any, name: str, given: dict[str, Any]) -> Any:
 
 
 def _clip(arrays: Arrays, func: Any, name: str, given: dict[str, Any]) -> Any:
-    low = given.get("a_min", given.get("min"))
-    high = given.get("a_max", given.get("max"))
+    low: Any = given.get("a_min", given.get("min"))
+    high: Any = given.get("a_max", given.get("max"))
     a = given["a"]
-    if low is None and high is None:
-        return np.copy(a)
+    if low is None and high is None or given.get("kwargs"):
+        return _opaque(arrays, func, name, (), given)
     if low is None:
         return np.minimum(a, high, out=given.get("out"))
     if high is None:
         return np.maximum(a, low, out=given.get("out"))
-    from numpy._core.umath import clip
-
-    return clip(a, low, high, out=given.get("out"))
+    return _CLIP(a, low, high, out=given.get("out"))
 
 
 def _round(arrays: Arrays, func: Any, name: str, given: dict[str, Any]) -> Any:

@@ -204,8 +204,6 @@ class Host:
         tracer.host_data(out, tensors(data) + [arrays.tensor(x) for x in found])
 
     def _entering(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        tracer = self.tracer
-
         @functools.wraps(original)
         def wrapper(data: Any, *args: Any, **kwargs: Any) -> Any:
             out = original(bare(data), *args, **kwargs)

@@ -16,7 +16,7 @@ def read(arrays: Arrays, a: np.ndarray, key: Any, number: Numbered) -> Any:
     """``a[key]``, bare; of an element what ``number`` makes of it."""
     plain = bare(a)
     out = plain[bare(key)]
-    if _basic(key):
+    if basic(key):
         if isinstance(out, np.ndarray):
             return out
         where = (*(key if isinstance(key, tuple) else (key,)), Ellipsis)
@@ -24,7 +24,7 @@ def read(arrays: Arrays, a: np.ndarray, key: Any, number: Numbered) -> Any:
             arrays.touch("an element read from an array", arrays.read(plain))
             return out
         return number(arrays, out, arrays.read(plain[where]))
-    x, indices = _advanced(arrays, plain, key)
+    x, indices = advanced(arrays, plain, key)
     after = arrays.follow(
         "numpy.getitem", "index", {"self": x, "indices": indices}, [out], escapes=("indices",)
     )
@@ -39,11 +39,11 @@ def write(arrays: Arrays, a: np.ndarray, key: Any, value: Any) -> None:
     """``a[key] = value``."""
     plain = bare(a)
     value = array(arrays, value)
-    if _basic(key):
-        place = plain[key] if isinstance(key, str) else plain[_whole(key)]
+    if basic(key):
+        place = plain[key] if isinstance(key, str) else plain[whole(key)]
         after = arrays.follow("numpy.setitem", "copy", {"self": place, "src": value}, [place], early=True)
     else:
-        place, indices = _advanced(arrays, plain, key)
+        place, indices = advanced(arrays, plain, key)
         bound = {"self": place, "indices": indices, "values": value}
         after = arrays.follow("numpy.setitem", "index_put", bound, [place], early=True)
     plain[bare(key)] = bare(value)
@@ -70,25 +70,26 @@ def _listed(value: Any) -> bool:
     return isinstance(value, (list, tuple))
 
 
-def _basic(key: Any) -> bool:
+def basic(key: Any) -> bool:
     """Does the key select a view or an element, and no label chooses it?"""
     if isinstance(key, tuple):
-        return all(map(_basic, key))
+        return all(map(basic, key))
     if isinstance(key, (bool, np.bool_)) or hasattr(key, "shadow"):
         return False
     return key is None or key is Ellipsis or isinstance(key, (slice, int, np.integer, str))
 
 
-def _whole(key: Any) -> tuple[Any, ...]:
+def whole(key: Any) -> tuple[Any, ...]:
     """The key of a view, also of a single element."""
     keys = key if isinstance(key, tuple) else (key,)
     return keys if any(k is Ellipsis for k in keys) else (*keys, Ellipsis)
 
 
-def _advanced(arrays: Arrays, a: np.ndarray, key: Any) -> tuple[np.ndarray, list[Any]]:
-    """What is left of ``a`` once slices and new axes are taken, and the index of each of its dims (None: all)."""
+def advanced(arrays: Arrays, a: np.ndarray, key: Any) -> tuple[np.ndarray, list[Any]]:
+    """What is left of ``a`` once slices and new axes are taken, and the index of each of its dims
+    (None: all)."""
     keys = list(key) if isinstance(key, tuple) else [key]
-    keys = [k if _basic(k) else array(arrays, k) for k in keys]
+    keys = [k if basic(k) else array(arrays, k) for k in keys]
     taken = sum(_dims(k) for k in keys)
     if not any(k is Ellipsis for k in keys):
         keys.append(Ellipsis)

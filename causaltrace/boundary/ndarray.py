@@ -87,6 +87,15 @@ class LabelArray(np.ndarray):
         out = self.bare.astype(dtype, *args, **kwargs)
         return self._moved("numpy.astype", out)
 
+    def reshape(self, *shape: Any, **kwargs: Any) -> Any:
+        return np.reshape(self, shape[0] if len(shape) == 1 else shape, **kwargs)
+
+    def flatten(self, order: Any = "C") -> Any:
+        return np.copy(np.ravel(self, order))
+
+    def compress(self, condition: Any, axis: Any = None, out: Any = None) -> Any:
+        return np.compress(condition, self, axis, out)
+
     def __copy__(self) -> Any:
         return np.copy(self)
 
@@ -110,11 +119,11 @@ class LabelArray(np.ndarray):
 
     # -- in place -------------------------------------------------------------------------------------
 
-    def sort(self, axis: int = -1, kind: Any = None, order: Any = None, *, stable: Any = None) -> None:
+    def sort(self, axis: Any = -1, kind: Any = None, order: Any = None, *, stable: Any = None) -> None:
         self[...] = np.sort(self, axis, kind, order, stable=stable)
 
-    def partition(self, kth: Any, axis: int = -1, kind: Any = "introselect", order: Any = None) -> None:
-        self[...] = np.partition(self, kth, axis, kind, order)
+    def partition(self, kth: Any, axis: Any = -1, *args: Any, **kwargs: Any) -> None:
+        self[...] = np.partition(self, kth, axis, *args, **kwargs)
 
     def fill(self, value: Any) -> None:
         self[...] = value

@@ -41,6 +41,7 @@ def enter(tracer: Tracer, replace: Replace) -> list[Callable[[], None]]:
         replace(Tensor, name, _handed_out(arrays, getattr(Tensor, name)))
     for name in ("__getitem__", "__setitem__", "new_tensor"):
         replace(Tensor, name, _indexed(arrays, getattr(Tensor, name)))
+    slots.no_sequence(Tensor)
     undo = slots.patched(np.ndarray, _items(arrays) | {name: _taking(name) for name in TAKING})
 
     def end() -> None:

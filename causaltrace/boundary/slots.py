@@ -1,8 +1,9 @@
 """The places where numpy's C code reads an array and asks nobody.
 
-``plain[labels]`` and ``plain[...] = labels`` never reach the methods of ``labels``: for the duration of a watch
-the item methods of ``ndarray`` itself look at the key and the value first. Before Python 3.12 no class can say
-what happens when its buffer is asked for (``memoryview``, ``hashlib``, files): that slot is filled in C.
+``plain[labels]`` and ``plain[...] = labels`` never reach the methods of ``labels``: for the duration of a
+watch the item methods of ``ndarray`` itself look at the key and the value first. Before Python 3.12 no class
+can say what happens when its buffer is asked for (``memoryview``, ``hashlib``, files): that slot is filled
+in C.
 """
 
 from __future__ import annotations
@@ -54,6 +55,16 @@ def patched(kind: type, methods: dict[str, Callable[..., Any]]) -> Callable[[], 
 
     put(methods)
     return undo
+
+
+def no_sequence(kind: type) -> None:
+    """Item methods in Python make a class a sequence for C; ``torch.tensor([x])`` of a number ``x`` asks."""
+    table = _table(kind, _SEQUENCE, 8)
+    table[3] = table[5] = None
+    children: list[type] = type.__subclasses__(kind)
+    for child in children:
+        if "__getitem__" not in vars(child):
+            no_sequence(child)
 
 
 def buffered(kind: type, told: Callable[[Any], None]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from causaltrace.boundary.arrays import Arrays, bare
-from causaltrace.boundary.indexing import array
+from causaltrace.boundary.indexing import advanced, array, basic, whole
 from causaltrace.rules import LEAVE, POINT, Rule, matmul, pointwise, reduce
 from causaltrace.rules.call import OpCall, Result
 from causaltrace.rules.scatter import index_put
@@ -34,15 +34,14 @@ ADDING = ("add", "subtract", "bitwise_or", "logical_or")
 
 def _each(op: OpCall) -> Result:
     """out = union of the operands, in every result."""
-    one = pointwise.join(op)
-    return [one] * len(op.out) if isinstance(op.out, (list, tuple)) else one
+    return pointwise.join(op)
 
 
 def _folded(op: OpCall) -> Result:
     """Over the reduced dims, from a first value."""
     one = reduce.over(op)
-    first = op.lattice.everything(op.cells("initial"))
-    return op.lattice.join(one, first) if first is not None else one
+    assert not isinstance(one, list)
+    return op.lattice.join(one, op.lattice.everything(op.cells("initial")))
 
 
 def _stirred(op: OpCall) -> Result:
@@ -179,14 +178,14 @@ def _folding(
 
 def _at(arrays: Arrays, ufunc: np.ufunc, a: Any, indices: Any, *values: Any) -> None:
     """``ufunc.at(a, indices, values)``: in place, also where an index comes up again."""
-    from causaltrace.boundary.indexing import _advanced, _basic, _whole
-
     full = f"numpy.{ufunc.__name__}.at"
     plain = bare(a)
-    if _basic(indices):
-        place, chosen = plain[_whole(indices)], []
+    place: np.ndarray
+    chosen: list[Any] = []
+    if basic(indices):
+        place = plain[whole(indices)]
     else:
-        place, chosen = _advanced(arrays, plain, indices)
+        place, chosen = advanced(arrays, plain, indices)
     given = [array(arrays, v) for v in values]
     bound: dict[str, Any] = {"self": place, "indices": chosen}
     if given:

@@ -168,5 +168,5 @@ def test_values_are_untouched() -> None:
     tokens = stream()
     with causaltrace.watch(tokens):
         array = tokens.numpy()
-        assert type(array) is np.ndarray and array.ctypes.data == tokens.data_ptr()
+        assert isinstance(array, np.ndarray) and array.ctypes.data == tokens.data_ptr()
         assert np.asarray(tokens).tolist() == tokens.tolist()
