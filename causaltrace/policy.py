@@ -165,7 +165,7 @@ class Judge:
         """A value that depends on labels reached plain Python."""
         self._gone(shadow, site)
         cells = self.ledger.depends(shadow, "possible")
-        if cells is None:
+        if cells is None or not cells.data.numel():
             return
         self.ledger.raise_watermark(cells)
         label = int(cells.data[..., 0].max()) >> 1

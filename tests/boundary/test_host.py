@@ -170,3 +170,12 @@ def test_values_are_untouched() -> None:
         array = tokens.numpy()
         assert type(array) is np.ndarray and array.ctypes.data == tokens.data_ptr()
         assert np.asarray(tokens).tolist() == tokens.tolist()
+
+
+def test_an_empty_slice_of_labels_tells_nothing() -> None:
+    tokens, model = stream(), Toy()
+    with causaltrace.watch(tokens) as trace, torch.no_grad():
+        empty = tokens[len(tokens) :]
+        assert empty.tolist() == [] and empty.numpy().sum() == 0
+        nll(model, tokens, 0, len(tokens) - 1).sum().item()
+    assert trace.ok, trace.report
