@@ -35,6 +35,12 @@ UNREAD_UPDATES = 256
 NAMES = {"_local_scalar_dense": "a scalar read (item, float, int or bool)"}
 
 
+def check_order(order: str) -> None:
+    """Raise unless ``order`` names one of the two orders, or both."""
+    if order not in ("both", *ORDERS):
+        raise ValueError(f"order must be 'both', 'stream' or 'scored', not {order!r}")
+
+
 @dataclass(slots=True)
 class Judge:
     """Judges every score as it happens and keeps what it found."""

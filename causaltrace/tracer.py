@@ -153,7 +153,7 @@ class Tracer(TorchDispatchMode):
             op = self._ops[id(func)] = describe(func)
         op.calls += 1
         if op.view and not op.composite:
-            return self._seen_again(op, func, args, kwargs)
+            return self._refilled(op, func, args, kwargs) if op.fills else func(*args, **kwargs)
         if op.blank:
             out = func(*args, **kwargs)
             if self.outside is not None:
@@ -351,8 +351,8 @@ class Tracer(TorchDispatchMode):
             after.candidates += step.candidates
         return after
 
-    def _seen_again(self, op: Op, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Memory under another geometry; also memory that no operation has filled."""
+    def _refilled(self, op: Op, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A tensor with memory that no operation has filled."""
         name, outside = op.name, self.outside
         if name == "resize" and outside is not None:
             before = storage_of(args[0]).nbytes()
