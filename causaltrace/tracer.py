@@ -369,20 +369,19 @@ class Tracer(TorchDispatchMode):
 
     def _away(self, op: Op, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run an operation that may wait for threads that this watch follows."""
-        if not op.foreign:
-            try:
-                return func(*args, **kwargs)
-            except Exception:  # whoever catches it knows something about the values
-                for t in tensors((*args, *kwargs.values())):
-                    self.escape(f"an error in {op.full}", t)
-                raise
         backward = self.backward
-        self._lock.release()
+        if op.foreign:
+            self._lock.release()
         try:
             return func(*args, **kwargs)
+        except Exception:  # whoever catches it knows something about the values
+            for t in tensors((*args, *kwargs.values())):
+                self.escape(f"an error in {op.full}", t)
+            raise
         finally:
-            self._lock.acquire()
-            self._op_name, self.backward = op.full, backward
+            if op.foreign:
+                self._lock.acquire()
+                self._op_name, self.backward = op.full, backward
 
     # -- the host -------------------------------------------------------------------------------------
 
