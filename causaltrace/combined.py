@@ -106,10 +106,10 @@ def mixed(step: Step, carriers: list[tuple[Tensor, Shadow]]) -> Shadow | None:
     if where.ndim != x.ndim or where.shape[dim] < 2 or bool((where != where.narrow(dim, 0, 1)).any()):
         return None
     keepdim = bool(step.bound.get("keepdim"))
-    planes = {
-        name: algebra.reduce(getattr(shadow, name), [dim], keepdim)
-        for name in ("support", "possible", "target", "post")
-    }
+    support, possible, target, post = (
+        algebra.reduce(cells, [dim], keepdim)
+        for cells in (shadow.support, shadow.possible, shadow.target, shadow.post)
+    )
     masses = None
     if shadow.mass is not None:
         lanes = mass.unpack(shadow.mass.data)
@@ -117,7 +117,7 @@ def mixed(step: Step, carriers: list[tuple[Tensor, Shadow]]) -> Shadow | None:
         found = mass.mixed(step.op.name, lanes, dim)
         if found is not None:
             masses = mass.pack(found.unsqueeze(dim) if keepdim else found, step.outs[0].ndim)
-    return Shadow()._replace(**planes, mass=masses)  # type: ignore[arg-type]
+    return Shadow(support, possible, target=target, post=post, mass=masses)
 
 
 def bare(shadow: Shadow, plane: str) -> Cells | None:

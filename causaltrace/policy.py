@@ -35,6 +35,12 @@ UNREAD_UPDATES = 256
 NAMES = {"_local_scalar_dense": "a scalar read (item, float, int or bool)"}
 
 
+def check_order(order: str) -> None:
+    """Raise unless ``order`` names one of the two orders, or both."""
+    if order not in ("both", *ORDERS):
+        raise ValueError(f"order must be 'both', 'stream' or 'scored', not {order!r}")
+
+
 @dataclass(slots=True)
 class Judge:
     """Judges every score as it happens and keeps what it found."""
@@ -165,7 +171,7 @@ class Judge:
         """A value that depends on labels reached plain Python."""
         self._gone(shadow, site)
         cells = self.ledger.depends(shadow, "possible")
-        if cells is None:
+        if cells is None or not cells.data.numel():
             return
         self.ledger.raise_watermark(cells)
         label = int(cells.data[..., 0].max()) >> 1

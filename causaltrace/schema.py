@@ -33,6 +33,8 @@ CHECKING = {"aten.one_hot.default": (1, "num_classes")}
 BLANK = frozenset(
     {"empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided"}
 )
+#: Views that may bring in memory that no operation has filled.
+FILLING = ("lift_fresh", "resize", "set")
 #: What makes distributions.
 SOFTMAX = ("_softmax", "_log_softmax", "_safe_softmax")
 #: Arguments that a kernel writes although its schema does not say so.
@@ -46,7 +48,8 @@ UNDECLARED = dict.fromkeys(
 class Op:
     """One overload. ``written``: names of mutated arguments, ``outs``: those that are
     only written (``out=``); ``early``: its rule runs before it, while the old values can still be looked at;
-    ``blank``: gives memory that nobody has written; ``foreign``: not an operation of torch's own;
+    ``blank``: gives memory that nobody has written; ``fills``: a view that may bring in other memory;
+    ``foreign``: not an operation of torch's own;
     ``foreach``: a rule for each list element; ``shares``: element-wise, with one result; ``joins``: whatever
     its operands hold; ``distributes``: what it makes may be distributions; ``derived``: how its rule follows
     from its schema or tags; ``calls``: how often it ran.
@@ -55,19 +58,20 @@ class Op:
     name: str
     full: str
     rule: rules.Rule
-    names: tuple[str, ...]
-    written: tuple[str, ...]
-    outs: tuple[str, ...]
-    early: bool
-    view: bool
-    composite: bool
-    foreach: bool
-    escapes: tuple[str, ...]
-    shares: bool
-    joins: bool
+    names: tuple[str, ...] = ()
+    written: tuple[str, ...] = ()
+    outs: tuple[str, ...] = ()
+    early: bool = False
+    view: bool = False
+    composite: bool = False
+    foreach: bool = False
+    escapes: tuple[str, ...] = ()
+    shares: bool = False
+    joins: bool = False
     distributes: bool = False
     derived: str = ""
     blank: bool = False
+    fills: bool = False
     foreign: bool = False
     calls: int = 0
 
@@ -112,6 +116,7 @@ def describe(func: torch._ops.OpOverload) -> Op:
         and (name in SOFTMAX or rule.fn is move.same and name in ("clone", "_to_copy")),
         derived=_derived(rule, name, packet, view, foreach, bool(written), bool(outs)),
         blank=name in BLANK and not outs,
+        fills=name in FILLING,
         foreign=func.namespace not in ("aten", "prims"),
     )
 
@@ -156,21 +161,7 @@ def _derived(
 def describe_higher_order(func: torch._ops.HigherOrderOperator, followed: bool) -> Op:
     """An operator that calls functions. ``followed``: into these."""
     name = rules.registered_name(func)
-    return Op(
-        name=name,
-        full=name,
-        rule=rules.find(func),
-        names=(),
-        written=(),
-        outs=(),
-        early=False,
-        view=False,
-        composite=followed,
-        foreach=False,
-        escapes=(),
-        shares=False,
-        joins=False,
-    )
+    return Op(name, name, rules.find(func), composite=followed)
 
 
 def bind_higher_order(

@@ -26,7 +26,6 @@ from causaltrace.places import site as place
 from causaltrace.schema import (
     SILENT,
     Op,
-    bind_higher_order,
     describe,
     describe_higher_order,
     only_checks,
@@ -34,7 +33,8 @@ from causaltrace.schema import (
 )
 from causaltrace.shadow import UNHEDGED, Entry, Memory, Shadow
 from causaltrace.site import Site
-from causaltrace.step import After, Recorder, Step, opaque
+from causaltrace.step import After, Recorder, Step
+from causaltrace.unfollowed import also, unfollowed
 
 _NUMBERS = (int, float, bool)
 
@@ -153,7 +153,7 @@ class Tracer(TorchDispatchMode):
             op = self._ops[id(func)] = describe(func)
         op.calls += 1
         if op.view and not op.composite:
-            return self._seen_again(op, func, args, kwargs)
+            return self._refilled(op, func, args, kwargs) if op.fills else func(*args, **kwargs)
         if op.blank:
             out = func(*args, **kwargs)
             if self.outside is not None:
@@ -353,8 +353,8 @@ class Tracer(TorchDispatchMode):
             after.candidates += step.candidates
         return after
 
-    def _seen_again(self, op: Op, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Memory under another geometry; also memory that no operation has filled."""
+    def _refilled(self, op: Op, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A tensor with memory that no operation has filled."""
         name, outside = op.name, self.outside
         if name == "resize" and outside is not None:
             before = storage_of(args[0]).nbytes()
@@ -371,15 +371,19 @@ class Tracer(TorchDispatchMode):
 
     def _away(self, op: Op, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run an operation that may wait for threads that this watch follows."""
-        if not op.foreign:
-            return func(*args, **kwargs)
         backward = self.backward
-        self._lock.release()
+        if op.foreign:
+            self._lock.release()
         try:
             return func(*args, **kwargs)
+        except Exception:  # whoever catches it knows something about the values
+            for t in tensors((*args, *kwargs.values())):
+                self.escape(f"an error in {op.full}", t)
+            raise
         finally:
-            self._lock.acquire()
-            self._op_name, self.backward = op.full, backward
+            if op.foreign:
+                self._lock.acquire()
+                self._op_name, self.backward = op.full, backward
 
     # -- the host -------------------------------------------------------------------------------------
 
@@ -450,7 +454,7 @@ class Tracer(TorchDispatchMode):
             op = self._ops[func] = describe_higher_order(func, form is not None)
         op.calls += 1
         if form is None:
-            return self._unfollowed(op, func, args, kwargs, inputs)
+            return unfollowed(self, op, func, args, kwargs, inputs)
         conditions: list[Shadow] = []
 
         def decided(condition: Any, only_results: bool) -> bool:
@@ -468,44 +472,5 @@ class Tracer(TorchDispatchMode):
             self._op_name = func.name()
             with _disable_current_modes():
                 for t in leaves(out):
-                    self._also(t, conditions)
-        return out
-
-    def _also(self, t: Tensor, causes: list[Shadow]) -> None:
-        """``t`` depends on all of ``causes`` as well."""
-        algebra, depends = self.algebra, self.ledger.depends
-        shadow = self.memory.read(t) or Shadow()
-        support, possible = (
-            algebra.join(*[algebra.everything(depends(s, plane), t.ndim) for s in causes])
-            for plane in ("support", "possible")
-        )
-        hedged = possible is not support or shadow.possible is not None
-        possible = algebra.join(shadow.possible or shadow.support, possible) if hedged else None
-        self.memory.write(
-            t, shadow._replace(support=algebra.join(shadow.support, support), possible=possible)
-        )
-
-    def _unfollowed(self, op: Op, func: Any, args: Any, kwargs: Any, inputs: list[Tensor]) -> Any:
-        """Operators that run kernels of their own: all that goes in may come out, or be written to what went
-        in."""
-        out = func(*args, **kwargs)
-        if op.rule.source:
-            with self._lock:
-                known = {id(t): s for t in inputs if (s := self.memory.read(t)) is not None}
-                outs = leaves(out)
-                self._op_name = op.full
-                if known:
-                    bound = bind_higher_order(func, args, kwargs)
-                    self._write(outs, self._step(op, bound, out, outs, inputs, known))
-            return out
-        cells = self.algebra.join(
-            *[self.algebra.everything(self.ledger.depends(self.memory.read(t), "possible")) for t in inputs]
-        )
-        if cells is not None:
-            self._op_name = op.full
-            opaque(self, op.full, cells)
-            for t in (*inputs, *leaves(out)):
-                shadow = (self.memory.read(t) or Shadow())._replace(mass=None)
-                possible = self.algebra.reshaped(cells, (1,) * t.ndim)
-                self.memory.write(t, shadow._replace(possible=possible))
+                    also(self, t, conditions)
         return out

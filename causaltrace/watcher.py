@@ -7,13 +7,12 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from causaltrace.boundary.declassify import TOO_LATE, unlabelled
 from causaltrace.boundary.finder import Finder
 from causaltrace.boundary.host import Host
 from causaltrace.boundary.kernels import following
@@ -25,7 +24,7 @@ from causaltrace.lattice.exact import Exact
 from causaltrace.lattice.horizon import Horizon
 from causaltrace.mass import pack
 from causaltrace.ops import uses
-from causaltrace.policy import Judge
+from causaltrace.policy import Judge, check_order
 from causaltrace.report.about import made_now
 from causaltrace.report.model import Finding, Notice, Report, Run
 from causaltrace.shadow import Shadow
@@ -38,8 +37,6 @@ if TYPE_CHECKING:
     from networkx import MultiDiGraph
 
 Tokens = Tensor | Sequence[Tensor] | Mapping[str, Tensor] | None
-
-T = TypeVar("T")
 
 _current: Watch | None = None
 _lock = threading.Lock()
@@ -112,8 +109,7 @@ class Watch:
         documents: Tensor | Sequence[int] | None = None,
         strict: bool = False,
     ) -> None:
-        if order not in ("both", "stream", "scored"):
-            raise ValueError(f"order must be 'both', 'stream' or 'scored', not {order!r}")
+        check_order(order)
         if precision not in ("horizon", "exact"):
             raise ValueError(f"precision must be 'horizon' or 'exact', not {precision!r}")
         given = named(tokens)
@@ -413,7 +409,7 @@ def score(nll: Tensor, targets: Tensor | None = None, distribution: Tensor | Non
     return _current.score(nll, targets, distribution) if _current is not None else nll
 
 
-def declassify(x: T, *, reason: str) -> T:
+def declassify(x: Tensor, *, reason: str) -> Tensor:
     """The values of ``x`` without the labels that they depend on: from here on they count as known.
 
     For what the watch cannot prove and the reader of a report can judge: a step count, a flag that an eval
@@ -429,11 +425,15 @@ def declassify(x: T, *, reason: str) -> T:
     """
     if not isinstance(reason, str) or not reason.strip():
         raise ValueError("declassify needs reason='why these values may be known'; reports print it")
-    if unlabelled.dispatch(type(x)) is unlabelled.dispatch(object):
-        raise TypeError(TOO_LATE.format(type(x).__name__))
+    if not isinstance(x, Tensor):
+        raise TypeError(
+            f"declassify takes a tensor, not {type(x).__name__}: a number or a list has left torch already, "
+            "and what it may depend on counts. Declassify the tensor before it is read: "
+            "causaltrace.declassify(t, reason=...).item()"
+        )
     if _current is None:
         return x
     with _current._quiet():
-        value, shadow = unlabelled(x, _current._tracer.memory)
+        value, shadow = x.clone(), _current._tracer.memory.read(x)
     _current._tracer.declassified(shadow, " ".join(reason.split()))
-    return cast(T, value)
+    return value

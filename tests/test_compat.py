@@ -22,6 +22,7 @@ from causaltrace._compat import (
     has_own_kernel,
     held_by,
     is_fake,
+    owners,
     siblings,
     storage_of,
 )
@@ -29,6 +30,15 @@ from causaltrace.higher import FORMS
 from causaltrace.rules.linalg import ONE_BLOCK
 
 HINT = f"torch {torch.__version__} changed: "
+
+
+def test_a_storage_knows_how_many_hold_it() -> None:
+    x = torch.zeros(4)
+    before = owners(storage_of(x))
+    view = x.view(2, 2)
+    assert owners(storage_of(x)) == before + 1, HINT + "views do not count as owners of a storage"
+    del view
+    assert owners(storage_of(x)) == before
 
 
 def test_one_storage_object_for_all_views() -> None:

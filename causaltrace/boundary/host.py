@@ -26,7 +26,7 @@ from causaltrace.boundary import numpy
 from causaltrace.boundary.arrays import arrays_in, bare
 from causaltrace.boundary.bodies import unseen
 from causaltrace.boundary.outside import Outside
-from causaltrace.boundary.threads import STARTING, starting
+from causaltrace.boundary.threads import STARTING
 from causaltrace.places import internal
 from causaltrace.schema import CHECKING, SILENT, only_checks, tensors
 from causaltrace.tracer import Tracer
@@ -60,7 +60,7 @@ class Host:
     def __enter__(self) -> Host:
         for name in LEAVING:
             self._replace(Tensor, name, self._leaving(name, getattr(Tensor, name)))
-        interface = self._leaving("data_ptr", Tensor.__cuda_array_interface__.fget)  # type: ignore[attr-defined]
+        interface = self._leaving("data_ptr", vars(Tensor)["__cuda_array_interface__"].fget)
         self._replace(Tensor, "__cuda_array_interface__", property(interface))
         self._replace(Tensor, "__deepcopy__", self._copying(Tensor.__deepcopy__))
         for name in ENTERING:
@@ -72,8 +72,8 @@ class Host:
         for name in FORKING:
             if hasattr(os, name):
                 self._replace(os, name, self._forking(name))
-        for owner, name in STARTING:
-            self._replace(owner, name, starting(self.tracer, owner, name))
+        for owner, name, starting in STARTING:
+            self._replace(owner, name, starting(self.tracer, getattr(owner, name)))
         for module in CAPTURING:
             environment = module.setup_compilation_env
             self._replace(module, "setup_compilation_env", unseen(self.tracer, self, environment))

@@ -60,21 +60,7 @@ def kernel_rule(
         if unknown:
             raise ValueError(f"{name} has no argument {', '.join(unknown)}")
         row = rules.Rule(rules.LEAVE, Checked(rule, name, source, {}), source, "")
-        op = Op(
-            name=name,
-            full=name,
-            rule=row,
-            names=tuple(signature.parameters),
-            written=written,
-            outs=tuple(writes),
-            early=False,
-            view=False,
-            composite=False,
-            foreach=False,
-            escapes=(),
-            shares=False,
-            joins=False,
-        )
+        op = Op(name, name, row, tuple(signature.parameters), written, tuple(writes))
 
         @functools.wraps(fn)
         def run(*args: Any, **kwargs: Any) -> Any:

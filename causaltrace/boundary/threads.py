@@ -16,39 +16,7 @@ from typing import Any
 from causaltrace._compat import modes
 from causaltrace.tracer import Tracer
 
-#: What starts threads, or gives them work: owner and name.
-STARTING: tuple[tuple[Any, str], ...] = (
-    (threading.Thread, "start"),
-    (ThreadPoolExecutor, "submit"),
-    (_thread, "start_new_thread"),
-)
-
-
-def starting(tracer: Tracer, owner: Any, name: str) -> Callable[..., Any]:
-    """``owner.name`` for the time of a watch. What starts inside the kernel of an operation is not followed:
-    the operation is."""
-    original: Callable[..., Any] = getattr(owner, name)
-
-    @functools.wraps(original)
-    def start(thread: threading.Thread) -> Any:
-        if _seen(tracer):
-            thread.run = _followed(tracer, thread.run)  # type: ignore[method-assign]
-        return original(thread)
-
-    @functools.wraps(original)
-    def submit(pool: ThreadPoolExecutor, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-        return original(pool, _followed(tracer, fn) if _seen(tracer) else fn, *args, **kwargs)
-
-    @functools.wraps(original)
-    def start_new_thread(fn: Callable[..., Any], *args: Any) -> Any:
-        return original(_followed(tracer, fn) if _seen(tracer) else fn, *args)
-
-    made: dict[str, Callable[..., Any]] = {
-        "start": start,
-        "submit": submit,
-        "start_new_thread": start_new_thread,
-    }
-    return made[name]
+Starter = Callable[..., Any]
 
 
 def _seen(tracer: Tracer) -> bool:
@@ -65,3 +33,38 @@ def _followed(tracer: Tracer, fn: Callable[..., Any]) -> Callable[..., Any]:
             return fn(*args, **kwargs)
 
     return run
+
+
+def _thread_starts(tracer: Tracer, original: Starter) -> Starter:
+    @functools.wraps(original)
+    def start(thread: threading.Thread) -> Any:
+        if _seen(tracer):
+            vars(thread)["run"] = _followed(tracer, thread.run)
+        return original(thread)
+
+    return start
+
+
+def _task_is_given(tracer: Tracer, original: Starter) -> Starter:
+    @functools.wraps(original)
+    def submit(pool: ThreadPoolExecutor, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        return original(pool, _followed(tracer, fn) if _seen(tracer) else fn, *args, **kwargs)
+
+    return submit
+
+
+def _function_starts(tracer: Tracer, original: Starter) -> Starter:
+    @functools.wraps(original)
+    def start_new_thread(fn: Callable[..., Any], *args: Any) -> Any:
+        return original(_followed(tracer, fn) if _seen(tracer) else fn, *args)
+
+    return start_new_thread
+
+
+#: What starts threads, or gives them work: owner, name, and what takes its place for the time of a watch.
+#: What starts inside the kernel of an operation is not followed: the operation is.
+STARTING: tuple[tuple[Any, str, Callable[[Tracer, Starter], Starter]], ...] = (
+    (threading.Thread, "start", _thread_starts),
+    (ThreadPoolExecutor, "submit", _task_is_given),
+    (_thread, "start_new_thread", _function_starts),
+)

@@ -230,7 +230,7 @@ class Algebra:
 
     def reduce(self, x: Cells | None, dims: Sequence[int], keepdim: bool = True) -> Cells | None:
         """Join over ``dims`` (non-negative)."""
-        if x is None:
+        if x is None or not x.data.numel():
             return None
         full = tuple(d for d in dims if x.data.shape[d] != 1)
         out = x
@@ -267,8 +267,7 @@ class Algebra:
         if x is None:
             return None
         out = self.reduce(x, range(x.data.ndim - 1))
-        assert out is not None
-        return self.reshaped(out, (1,) * ndim)
+        return None if out is None else self.reshaped(out, (1,) * ndim)
 
     def running(self, x: Cells | None, dim: int, reverse: bool = False) -> Cells | None:
         if x is None or x.data.shape[dim] == 1:

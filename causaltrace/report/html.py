@@ -38,8 +38,8 @@ LIMITS = (
     "It says that a label can change a score, not by how much.",
     "Weights that were trained on the labels before the watch opened are constants to it.",
     "Compiled functions run eagerly inside a watch; a leak that only the compiled form has is not seen.",
-    "Threads and processes that the eval starts, CUDA graph replays and kernels outside torch's dispatcher "
-    "are not followed.",
+    "Processes that the eval starts, threads that ran before the watch, CUDA graph replays and kernels "
+    "outside torch's dispatcher are not followed.",
     "A value that leaves torch (NumPy, Python, files) is noticed, with its place, but not followed.",
     "Whether a distribution is normalized (C2) is checked on the values of this run, by watches only.",
 )

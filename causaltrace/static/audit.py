@@ -17,7 +17,7 @@ from causaltrace.lattice.cells import LABELS, Cells
 from causaltrace.ledger import Pending
 from causaltrace.ops import uses
 from causaltrace.places import internal
-from causaltrace.policy import Judge
+from causaltrace.policy import Judge, check_order
 from causaltrace.report.about import made_now
 from causaltrace.report.model import Notice, Report, Run
 from causaltrace.shadow import Shadow
@@ -71,8 +71,7 @@ def audit(
         AuditError: the target branches on data, gives values to Python, or cannot be captured.
         TypeError, ValueError: there are no labels, or no logits for them.
     """
-    if order not in ("both", "stream", "scored"):
-        raise ValueError(f"order must be 'both', 'stream' or 'scored', not {order!r}")
+    check_order(order)
     run = made_now()
     call = captured(target, example_inputs, named)
     first = _Pass(call, order, labels, scores, upwards=True)
@@ -96,18 +95,18 @@ class _Pass:
         judge.ledger, tracer.annotates = tracer.ledger, upwards
         given = call.bind(tracer)
         self.streams = _label(judge, tracer, given, labels, upwards)
-        with _open(tracer, call):
-            out = _run(tracer, call, given)
+        with opened(tracer, call):
+            out = ran(tracer, call, given)
         with _disable_current_modes():
-            _returned(tracer, judge, out)
+            score_returned(tracer, judge, out)
             held = [e.shadow for _, e in tracer.memory.alive() if e.shadow.target is not None]
             judge.close(held, Site("score", "returned", "<end of the audit>", 0))
             logits = None
             if scores is not None or not judge.ledger.order:
-                logits = _logits(out, scores)
+                logits = logits_in(out, scores)
             self.by_logits = logits is not None
             if logits is not None:
-                _score(tracer, judge, logits, self.streams)
+                score_logits(tracer, judge, logits, self.streams)
 
     def join(self, other: _Pass) -> None:
         """Also what the other pass found between rows."""
@@ -133,17 +132,17 @@ class _Pass:
         return report
 
 
-def _run(tracer: Static, call: Call, given: Mapping[str, Any]) -> Any:
+def ran(tracer: Static, call: Call, given: Mapping[str, Any]) -> Any:
     try:
         return call.run(tracer, given)
     except (RuntimeError, NotImplementedError, TypeError) as error:
         if isinstance(error, AuditError) or not any(words in str(error) for words in VALUELESS):
             raise
         text = str(error).partition("\n")[0]
-        raise AuditError(f"it needs values, and there are none ({text})", _line(error)) from error
+        raise AuditError(f"it needs values, and there are none ({text})", line_of(error)) from error
 
 
-def _line(error: BaseException) -> Site | None:
+def line_of(error: BaseException) -> Site | None:
     """The innermost line of the audited program that an error came through."""
     found, at = None, error.__traceback__
     while at is not None:
@@ -155,7 +154,7 @@ def _line(error: BaseException) -> Site | None:
 
 
 @contextlib.contextmanager
-def _open(tracer: Static, call: Call) -> Iterator[None]:
+def opened(tracer: Static, call: Call) -> Iterator[None]:
     item, deepcopy, parameter = Tensor.item, Tensor.__deepcopy__, torch.nn.Parameter.__deepcopy__
 
     def copied(t: Tensor, memo: dict[int, Any]) -> Tensor:
@@ -225,7 +224,7 @@ def _numbered(streams: Streams, name: str, t: Tensor, upwards: bool) -> Tensor:
 # -- scores -----------------------------------------------------------------------------------------------
 
 
-def _logits(out: Any, scores: str | int | None) -> Tensor | None:
+def logits_in(out: Any, scores: str | int | None) -> Tensor | None:
     """The output that holds logits."""
     if scores is not None:
         found = _named(out, scores)
@@ -239,7 +238,7 @@ def _logits(out: Any, scores: str | int | None) -> Tensor | None:
     return floats[0] if len(floats) == 1 else None
 
 
-def _returned(tracer: Static, judge: Judge, out: Any) -> None:
+def score_returned(tracer: Static, judge: Judge, out: Any) -> None:
     """Readouts among the results, and those that an objective among them sums, are scores."""
     site = Site("score", "returned", "<end of the audit>", 0)
     for t in leaves(out if isinstance(out, (Tensor, list, tuple, Mapping)) else []):
@@ -265,7 +264,7 @@ def _named(out: Any, name: str | int) -> Any:
     return getattr(out, name, None)
 
 
-def _score(tracer: Static, judge: Judge, logits: Tensor, streams: list[tuple[Tensor, Tensor]]) -> None:
+def score_logits(tracer: Static, judge: Judge, logits: Tensor, streams: list[tuple[Tensor, Tensor]]) -> None:
     """Position t's logits score label t + 1 of their row."""
     lead = tuple(logits.shape[:-1])
     positions = next((p for t, p in streams if tuple(t.shape) == lead), None)

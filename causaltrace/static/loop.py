@@ -14,12 +14,12 @@ from torch.utils._python_dispatch import _disable_current_modes
 from causaltrace._compat import owners, storage_of
 from causaltrace.lattice.cells import LABELS, Cells
 from causaltrace.ops import uses
-from causaltrace.policy import Judge
+from causaltrace.policy import Judge, check_order
 from causaltrace.report.about import made_now
 from causaltrace.report.model import Notice, Report
 from causaltrace.shadow import Shadow
 from causaltrace.site import Site
-from causaltrace.static.audit import INTEGERS, _line, _logits, _open, _returned, _run, _score
+from causaltrace.static.audit import INTEGERS, line_of, logits_in, opened, ran, score_logits, score_returned
 from causaltrace.static.capture import Call, captured
 from causaltrace.static.errors import AuditError
 from causaltrace.static.relative import Frontier, Look
@@ -74,8 +74,7 @@ def audit_loop(
         AuditError: as for ``audit``.
         TypeError, ValueError: bad arguments, with what to do.
     """
-    if order not in ("both", "stream", "scored"):
-        raise ValueError(f"order must be 'both', 'stream' or 'scored', not {order!r}")
+    check_order(order)
     for what, number in (("stride", stride), ("steps", steps)):
         if number is not None and (not isinstance(number, int) or number < 1):
             raise ValueError(f"{what} must be a positive number, not {number!r}")
@@ -198,7 +197,7 @@ class Unrolled:
         self.changing: dict[str, None] = {}
         self.state = loop.state
         call = Call(loop.whole.run, loop.whole.args, loop.whole.named, loop.whole.names, loop.modules)
-        with restored(loop.step, loop.state), _open(tracer, call):
+        with restored(loop.step, loop.state), opened(tracer, call):
             self._survey(-1)
             for k in range(steps):
                 self._step(k, call)
@@ -228,14 +227,14 @@ class Unrolled:
         out = self._called(k, call, {loop.holder: before, **given})
         with _disable_current_modes():
             self.state, result = _carried(before, out, lambda: not _equal(self._shadows(before), touched))
-            _returned(tracer, judge, result)
+            score_returned(tracer, judge, result)
             scored = len(judge.ledger.order)
             held = [e.shadow for _, e in tracer.memory.alive() if e.shadow.target is not None]
             judge.close(held, END)
             if loop.scores is not None or not judge.ledger.order or k and self.by_logits:
-                logits = _logits(result, loop.scores)
+                logits = logits_in(result, loop.scores)
                 if logits is not None:
-                    _score(tracer, judge, logits, labelled)
+                    score_logits(tracer, judge, logits, labelled)
             self.by_logits = len(judge.ledger.order) > scored and loop.scores is None
 
     def _label(self, k: int, given: Mapping[str, Any]) -> list[tuple[Tensor, Tensor]]:
@@ -253,7 +252,7 @@ class Unrolled:
 
     def _called(self, k: int, call: Call, given: Mapping[str, Any]) -> Any:
         try:
-            return _run(self.tracer, call, given)
+            return ran(self.tracer, call, given)
         except AuditError:
             raise
         except Exception as error:
@@ -261,7 +260,7 @@ class Unrolled:
                 raise
             remedy = f"it is a loop of a bounded length: audit {k} steps of it with steps={k}"
             what = f"step {k + 1} of the loop fails ({type(error).__name__}: {str(error).splitlines()[:1]})"
-            raise AuditError(what, _line(error), remedy) from error
+            raise AuditError(what, line_of(error), remedy) from error
 
     def _shadows(self, state: Any) -> list[Tensor | None]:
         """The latest label of each element of the state."""

@@ -27,6 +27,21 @@ def largest(x: Tensor) -> float:
     return float(x.max())
 
 
+@torch.library.custom_op("causaltrace_tests::refuses", mutates_args=())
+def refuses(x: Tensor) -> Tensor:
+    if x.sum() != 1e9:
+        raise ValueError("too small")
+    return x.clone()
+
+
+def refused(t: Tensor) -> float:
+    try:
+        torch.ops.causaltrace_tests.refuses(t)
+    except ValueError:
+        return 1.0
+    return 0.0
+
+
 #: Ways to get a number that depends on a tensor out of torch.
 WAYS: dict[str, Callable[[Tensor], float]] = {
     "item": lambda t: t.sum().item(),
@@ -55,6 +70,7 @@ WAYS: dict[str, Callable[[Tensor], float]] = {
     "sparse product": lambda t: torch.sparse.mm(torch.eye(t.shape[0]).to_sparse(), t).sum().item(),
     "deepcopy": lambda t: copy.deepcopy(t).sum().item(),
     "custom op": lambda t: torch.ops.causaltrace_tests.largest(t),
+    "an error in a custom op": refused,
     "one_hot classes": lambda t: float(F.one_hot(t.long().abs().flatten() % 5).shape[-1]),
 }
 
@@ -170,3 +186,12 @@ def test_values_are_untouched() -> None:
         array = tokens.numpy()
         assert isinstance(array, np.ndarray) and array.ctypes.data == tokens.data_ptr()
         assert np.asarray(tokens).tolist() == tokens.tolist()
+
+
+def test_an_empty_slice_of_labels_tells_nothing() -> None:
+    tokens, model = stream(), Toy()
+    with causaltrace.watch(tokens) as trace, torch.no_grad():
+        empty = tokens[len(tokens) :]
+        assert empty.tolist() == [] and empty.numpy().sum() == 0
+        nll(model, tokens, 0, len(tokens) - 1).sum().item()
+    assert trace.ok, trace.report

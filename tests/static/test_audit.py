@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import causaltrace
 from causaltrace.report import summary
 from causaltrace.report.model import Report
+from tests import attends
 from tests.flips import CASES
 from tests.mixers import CAUSAL, MAYBE_OPAQUE, NOT_CAUSAL, Mixer
 from tests.probe import CLASSES, LENGTH, flips, stream, watched
@@ -39,6 +40,19 @@ def test_a_mixer_has_the_support_that_a_watch_sees(name: str) -> None:
     assert not static.opaque
     assert static.status == ("violation" if name in NOT_CAUSAL or static.violations else "clean")
     assert (name not in CAUSAL) or static.status == "clean"
+
+
+#: Scores that reach the size of a mask are assumed away where no value is known (``docs/static.md``).
+BEYOND = "scores_beyond_minus_1e9"
+MASKS = {**attends.LEGAL, **attends.LEAKING}
+
+
+@pytest.mark.parametrize("name", [name for name in MASKS if name != BEYOND])
+def test_a_mask_has_the_support_that_a_watch_sees(name: str) -> None:
+    net, tokens = attends.model(MASKS[name], 2, torch.float32), stream()
+    static = causaltrace.audit(net, tokens[:-1])
+    assert latest(static) == watched(attends.scoring(net), tokens).seen.latest[: LENGTH - 1]
+    assert static.status == ("clean" if name in attends.LEGAL else "violation")
 
 
 @pytest.mark.parametrize("name", ["attention", "token_choice", "expert_choice", "recurrence", "roll_back"])

@@ -1,0 +1,54 @@
+"""Operators that call functions, where these cannot be followed; and what results of branches depend on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from causaltrace.higher import leaves
+from causaltrace.schema import Op, bind_higher_order
+from causaltrace.shadow import Shadow
+from causaltrace.step import opaque
+
+if TYPE_CHECKING:
+    from causaltrace.tracer import Tracer
+
+
+def also(tracer: Tracer, t: Tensor, causes: list[Shadow]) -> None:
+    """``t`` depends on all of ``causes`` as well."""
+    algebra, depends = tracer.algebra, tracer.ledger.depends
+    shadow = tracer.memory.read(t) or Shadow()
+    support, possible = (
+        algebra.join(*[algebra.everything(depends(s, plane), t.ndim) for s in causes])
+        for plane in ("support", "possible")
+    )
+    hedged = possible is not support or shadow.possible is not None
+    possible = algebra.join(shadow.possible or shadow.support, possible) if hedged else None
+    tracer.memory.write(t, shadow._replace(support=algebra.join(shadow.support, support), possible=possible))
+
+
+def unfollowed(tracer: Tracer, op: Op, func: Any, args: Any, kwargs: Any, inputs: list[Tensor]) -> Any:
+    """Operators that run kernels of their own: all that goes in may come out, or be written to what went
+    in."""
+    out = func(*args, **kwargs)
+    if op.rule.source:
+        with tracer._lock:
+            known = {id(t): s for t in inputs if (s := tracer.memory.read(t)) is not None}
+            outs = leaves(out)
+            tracer._op_name = op.full
+            if known:
+                bound = bind_higher_order(func, args, kwargs)
+                tracer._write(outs, tracer._step(op, bound, out, outs, inputs, known))
+        return out
+    cells = tracer.algebra.join(
+        *[tracer.algebra.everything(tracer.ledger.depends(tracer.memory.read(t), "possible")) for t in inputs]
+    )
+    if cells is not None:
+        tracer._op_name = op.full
+        opaque(tracer, op.full, cells)
+        for t in (*inputs, *leaves(out)):
+            shadow = (tracer.memory.read(t) or Shadow())._replace(mass=None)
+            possible = tracer.algebra.reshaped(cells, (1,) * t.ndim)
+            tracer.memory.write(t, shadow._replace(possible=possible))
+    return out
