@@ -18,6 +18,8 @@ from torch.utils import _python_dispatch
 storage_of = torch._C.TensorBase.untyped_storage
 #: The address of a storage, whatever a watch does to ``Tensor.data_ptr``.
 data_ptr = torch.UntypedStorage.data_ptr
+#: A tensor as an array, whatever a watch does to ``Tensor.numpy``.
+as_numpy = torch.Tensor.numpy
 
 
 def owners(storage: torch.UntypedStorage) -> int:

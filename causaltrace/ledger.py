@@ -79,6 +79,7 @@ class Ledger:
         self._next_readout = 0
         self._first_marked = 0
         self._settled = True
+        memory.value = self.value
 
     def grow(self, size: int) -> None:
         extra = size - self.is_scored.numel()
@@ -143,6 +144,12 @@ class Ledger:
         if shadow.target is not None:
             parts.append(self.read(self.positions(shadow.target)))
         return self.algebra.join(*parts)
+
+    def value(self, shadow: Shadow) -> Shadow:
+        """The value alone, which is no label and no readout."""
+        if shadow.plain:
+            return shadow
+        return Shadow(self.depends(shadow), self.depends(shadow, "possible"))
 
     def new_readouts(self, label: Cells) -> Cells:
         """Numbers for readouts at verbatim ``label`` positions (-1 elsewhere)."""

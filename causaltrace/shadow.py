@@ -120,37 +120,24 @@ class Memory:
         self.starts: list[int] = []  #: addresses of shared memory, ascending
         self._shared: list[tuple[int, int]] = []  #: where each ends, and the key of its entry
         self._shifted: dict[int, tuple[int, weakref.ref[torch.UntypedStorage]]] = {}
-        #: Storages whose memory was handed out, by id; what may have been written there since; and who is
-        #: told of what operations write there.
-        self._open: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+        #: Memory that was handed out; what may have been written there since; and who is told of what
+        #: operations write there.
+        self._opened: dict[int, Entry] = {}
         self._mark: Cells | None = None
         self.leaks: Callable[[Shadow], None] = lambda _: None
+        self.value: Callable[[Shadow], Shadow] = lambda shadow: shadow  #: without labels and readouts
 
-    def open(self, storage: torch.UntypedStorage) -> None:
-        """Others can read and write ``storage`` from now on."""
-        key = id(storage)
-        self._open[key] = weakref.ref(storage, lambda _: self._open.pop(key, None))
-        entry = self.entries.get(key)
-        if entry is not None and entry.blank:  # it is theirs to fill
-            del self.entries[key]
-        self._fill(key)
+    def open(self, owner: Any, start: int, nbytes: int) -> None:
+        """Others can read and write the memory of ``owner`` (a storage or an array) from now on."""
+        entry = self.share(owner, start, nbytes)
+        self._opened[id(entry)] = entry
+        if entry.blank:  # it is theirs to fill
+            entry.blank = False
+            entry.set(Shadow())
 
     def reached(self, mark: Cells | None) -> None:
         """Others may know ``mark`` by now."""
         self._mark = mark
-        for key in list(self._open):
-            self._fill(key)
-
-    def _fill(self, key: int) -> None:
-        """What others know may be in the storage."""
-        storage, mark, entry = self._open[key](), self._mark, self.entries.get(key)
-        if storage is None or mark is None:
-            return
-        if entry is None:
-            base = Geometry(0, (storage.nbytes(),), (1,), 1)
-            self._insert(key, storage, base, Shadow(possible=self._algebra.reshaped(mark, (1,))))
-        else:
-            entry.set(self._hedged(entry.shadow, len(entry.base.sizes)))
 
     def _hedged(self, shadow: Shadow, ndim: int) -> Shadow:
         mark = None if self._mark is None else self._algebra.reshaped(self._mark, (1,) * ndim)
@@ -193,19 +180,26 @@ class Memory:
         entry = self.entries.get(id(storage))
         return self._adopted(storage) if entry is None and self.starts else entry
 
+    def known(self, t: Tensor) -> bool:
+        """Is ``t`` over memory that is followed wherever it goes?"""
+        entry = self.entry(t) if self.starts else None
+        return entry is not None and entry.nbytes >= 0
+
     def share(self, owner: Any, start: int, nbytes: int) -> Entry:
         """``owner`` (a storage or an array) holds memory that others may hold, too."""
         key = id(owner)
         entry = self.entries.get(key)
+        if entry is not None and entry.nbytes >= 0:
+            return entry
+        if (found := self.at(start)) is not None:
+            return found[0]
         if entry is None:
-            entry = Entry(self._watched(owner, key), Geometry(0, (nbytes,), (1,), 1), Shadow(), nbytes)
+            entry = Entry(self._watched(owner, key), Geometry(0, (nbytes,), (1,), 1), Shadow())
             self.entries[key] = entry
-        elif entry.nbytes < 0:
-            entry.nbytes = nbytes
+        entry.nbytes = nbytes
         place = bisect.bisect_right(self.starts, start)
-        if not place or self._shared[place - 1][1] != key:
-            self.starts.insert(place, start)
-            self._shared.insert(place, (start + nbytes, key))
+        self.starts.insert(place, start)
+        self._shared.insert(place, (start + nbytes, key))
         return entry
 
     def at(self, address: int) -> tuple[Entry, int] | None:
@@ -217,7 +211,7 @@ class Memory:
 
     def _adopted(self, storage: torch.UntypedStorage) -> Entry | None:
         """The entry of the memory that a storage was made over, by something that told nobody."""
-        if storage.device.type != "cpu":
+        if storage.device.type == "meta":
             return None
         address = data_ptr(storage)
         found = self.at(address)
@@ -241,6 +235,7 @@ class Memory:
         def gone(_: object) -> None:
             entry = entries.pop(key, None)
             if entry is not None and entry.nbytes >= 0:
+                self._opened.pop(id(entry), None)
                 for place, (_, whose) in enumerate(self._shared):
                     if whose == key:
                         del self.starts[place], self._shared[place]
@@ -258,12 +253,18 @@ class Memory:
         return view
 
     def seen(self, entry: Entry, t: Tensor) -> Shadow | None:
-        """What ``t`` sees of the shadow of its storage."""
+        """What ``t`` sees of the shadow of its storage, and of what others may have written there."""
+        shadow = self._seen(entry, t)
+        if self._opened and self._mark is not None and id(entry) in self._opened:
+            return self._hedged(shadow or Shadow(), t.ndim)
+        return shadow
+
+    def _seen(self, entry: Entry, t: Tensor) -> Shadow | None:
         if entry.ndim == t.ndim:  # one value for all elements is one value for any view with as many dims
             return entry.shadow
         view = self._geometry(t)
         if t.is_nested or view is None:
-            bare = entry.shadow._replace(mass=None)
+            bare = entry.shadow._replace(mass=None) if view is not None else self.value(entry.shadow)
             return bare.planes(lambda cells: self._algebra.everything(cells, t.ndim))
         if view == entry.base:
             return entry.shadow
@@ -313,12 +314,8 @@ class Memory:
             assert entry is not None
             self.blur(entry, shadow)
             return
-        if self._open and key in self._open:
-            if shadow is not None:
-                self.leaks(shadow)
-                entry = self.entries.get(key)
-            if self._mark is not None:
-                shadow = self._hedged(shadow or Shadow(), t.ndim)
+        if shadow is not None and entry is not None and id(entry) in self._opened:
+            self.leaks(shadow)
         if shadow is not None:
             ndim = len(view.sizes)
             if t.is_nested:
@@ -345,8 +342,7 @@ class Memory:
 
     def blur(self, entry: Entry, shadow: Shadow | None) -> None:
         """A write to some place in memory: all of it may hold the new value, or still the old one."""
-        new = shadow or Shadow()
-        algebra, old = self._algebra, entry.shadow
+        new, old, algebra = self.value(shadow or Shadow()), self.value(entry.shadow), self._algebra
         possible: tuple[Cells | None, Cells | None] = (None, None)
         if old.possible is not None or new.possible is not None:
             possible = (old.possible or old.support, new.possible or new.support)

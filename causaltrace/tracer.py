@@ -364,7 +364,8 @@ class Tracer(TorchDispatchMode):
             return out
         out = func(*args, **kwargs)
         if name == "lift_fresh":
-            self.host_data(out, [])
+            if not self.memory.known(out):
+                self.host_data(out, [])
         elif name == "set" and len(args) > 1 and outside is not None:
             outside.adopted(out)
         return out

@@ -6,7 +6,7 @@ are called in that table, ``ufuncs`` and ``functions`` say; ``ndarray`` hands ev
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from causaltrace._compat import data_ptr, storage_of
+from causaltrace.parts import Depth
 from causaltrace.rules import TABLE, UNKNOWN, Rule
 from causaltrace.schema import Op, tensors
 from causaltrace.shadow import Shadow
@@ -47,6 +48,22 @@ def bare(value: Any) -> Any:
     return value
 
 
+def backwards(a: np.ndarray) -> list[int]:
+    """The dims along which memory goes down."""
+    return [d for d, stride in enumerate(a.strides) if stride < 0]
+
+
+def forwards(a: np.ndarray) -> np.ndarray:
+    """The same elements as they lie in memory."""
+    return a[tuple(slice(None, None, -1 if s < 0 else 1) for s in a.strides)] if backwards(a) else a
+
+
+def _lies(a: np.ndarray) -> bool:
+    """Can torch have a tensor over it?"""
+    kinds = a.dtype.kind in "biuf" and a.itemsize <= 8 or a.dtype.kind == "c" and a.itemsize <= 16
+    return kinds and a.dtype.isnative and all(s % a.itemsize == 0 and s >= 0 for s in a.strides)
+
+
 def owner_of(a: np.ndarray) -> Any:
     """What holds an array's memory: the array that it is a view of, or a tensor's storage."""
     base = np.ndarray.base.__get__  # type: ignore[attr-defined]
@@ -58,10 +75,22 @@ def owner_of(a: np.ndarray) -> Any:
 class Arrays:
     """Reads, writes and follows the shadows of arrays for one tracer."""
 
+    inside = Depth()  #: of calls, on this thread, of numpy's own code
+
     def __init__(self, tracer: Tracer) -> None:
         self.tracer, self.memory = tracer, tracer.memory
-        self._ops: dict[str, Op] = {}
+        self._ops: dict[tuple[str, str], Op] = {}
         self.open = True
+
+    # -- numpy's own code -----------------------------------------------------------------------------
+
+    def plainly(self, fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """A call of numpy's own on plain arrays: what its code does inside is not followed."""
+        self.inside += 1
+        try:
+            return fn(*bare(args), **bare(kwargs))
+        finally:
+            self.inside -= 1
 
     # -- arrays as tensors ----------------------------------------------------------------------------
 
@@ -69,17 +98,12 @@ class Arrays:
         """A tensor over the memory of an array, or one of its own with the same shadow."""
         shadow = getattr(x, "shadow", None)  # a label as a number
         a = as_array(bare(x))
-        if not a.flags.writeable and a.size:
-            a = as_array(_Writable(a))
-        try:
-            if min(a.strides, default=0) >= 0:
-                t = _as_tensor(a)
-            else:
-                backwards = [d for d, stride in enumerate(a.strides) if stride < 0]
-                forwards = a[tuple(slice(None, None, -1 if s < 0 else 1) for s in a.strides)]
-                t, seen = _as_tensor(a.copy()), self.memory.read(_as_tensor(forwards))
-                shadow = None if seen is None else self._flipped(seen, backwards)
-        except TypeError:  # of no dtype of torch's: NaN, in which no rule sees anything
+        if backwards(a):
+            t, seen = _as_tensor(a.copy()), self.memory.read(self.tensor(forwards(a)))
+            shadow = None if seen is None else self._flipped(seen, backwards(a))
+        elif _lies(a):
+            t = _as_tensor(a if a.flags.writeable or not a.size else as_array(_Writable(a)))
+        else:  # NaN, in which no rule sees anything
             t = torch.full(a.shape, torch.nan)
             shadow = self._bytes(a)
         if shadow is not None:
@@ -97,7 +121,7 @@ class Arrays:
         if not a.size or (found := self.memory.at(a.__array_interface__["data"][0])) is None:
             return None
         everything = self.tracer.algebra.everything
-        return found[0].shadow.planes(lambda cells: everything(cells, a.ndim))
+        return self.memory.value(found[0].shadow).planes(lambda cells: everything(cells, a.ndim))
 
     def read(self, x: Any) -> Shadow | None:
         with _disable_current_modes():
@@ -125,22 +149,25 @@ class Arrays:
             if not shadow:
                 return
             self.share(a)
-        if a.dtype.kind in "OUSVMmg" or min(a.strides, default=0) < 0:
-            # all that is there may hold it: of no dtype that torch has, or written backwards
-            found = self.memory.at(a.__array_interface__["data"][0])
-            assert found is not None
-            self.memory.blur(found[0], shadow)
+        if (dims := backwards(a)) and shadow is not None:
+            shadow = self._flipped(shadow, dims)
+        if _lies(a := forwards(a)):
+            self.memory.write(self.tensor(a), shadow or None)
             return
-        self.memory.write(self.tensor(a), shadow if shadow else None)
+        found = self.memory.at(a.__array_interface__["data"][0])
+        assert found is not None
+        if shadow is not None and shadow.target is not None:
+            self.tracer.recorder.scored(shadow, self.tracer.site("score"))
+        self.memory.blur(found[0], shadow)
 
     # -- following ------------------------------------------------------------------------------------
 
     def op(self, full: str, name: str, rule: Rule | None, escapes: tuple[str, ...]) -> Op:
-        op = self._ops.get(full)
+        op = self._ops.get((full, name))
         if op is None:
             rule = rule or TABLE[name]
             op = Op(name, full, rule, (), (), (), False, False, False, False, escapes, False, False)
-            self._ops[full] = op
+            self._ops[full, name] = op
         op.calls += 1
         return op
 
@@ -180,9 +207,9 @@ class Arrays:
 
     def _made(self, result: Any) -> Tensor:
         a = as_array(bare(result))
-        if a.dtype.kind in "OUSVMmg":
+        if not _lies(forwards(a)):
             return torch.full(a.shape, torch.nan)
-        return _as_tensor(a_copy(a) if min(a.strides, default=0) < 0 or not a.flags.writeable else a)
+        return _as_tensor(a_copy(a) if backwards(a) or not a.flags.writeable else a)
 
     def done(self, full: str, results: Sequence[Any], after: After | None) -> None:
         """Write what ``follow`` found; what is a number is in Python's hands."""
@@ -199,17 +226,31 @@ class Arrays:
                     self.touch(full, shadow)
 
     def written(self, full: str, a: np.ndarray, places: Sequence[Any], after: After | None) -> None:
-        """As ``done``, for ``places`` in ``a``. If that is no array that tells of what is done with it, what
-        it holds now is in the hands of whoever reads it."""
+        """As ``done``, for ``places`` in ``a``. If that is no array that tells of what is done with it,
+        whoever has it can read and write there unseen."""
         self.done(full, places, after)
-        if type(a) is np.ndarray and after is not None:
-            for shadow in after.shadows:
-                self.touch(f"{full} into an array that was made before labels reached numpy", shadow)
+        if not hasattr(a, "bare") and after is not None:
+            self.lent(f"{full} into an array that was made before labels reached numpy", a)
 
     def opaque(self, full: str, given: Any, results: Sequence[Any]) -> None:
         """No rule: all that went in may be in all that came out."""
         found = list(arrays_in(given))
         self.done(full, results, self.follow(full, full, {"inputs": found}, results, UNKNOWN))
+
+    def told(self, what: str, a: Any) -> None:
+        """The values of an array went to Python."""
+        self.touch(what, self.read(a))
+
+    def lent(self, what: str, a: np.ndarray) -> None:
+        """The memory of an array went to something that reads and writes there itself."""
+        with _disable_current_modes():
+            self.touch(what, self.memory.read(self.tensor(a)))
+            owner = owner_of(bare(a))
+            if isinstance(owner, torch.UntypedStorage):
+                self.memory.open(owner, data_ptr(owner), owner.nbytes())
+            elif owner.size:
+                low, high = np.lib.array_utils.byte_bounds(owner)
+                self.memory.open(owner, low, high - low)
 
     def touch(self, what: str, shadow: Shadow | None) -> None:
         """A value went to Python, or to something that reads memory itself."""

@@ -183,7 +183,7 @@ def called(arrays: Arrays, func: Any, args: tuple[Any, ...], kwargs: dict[str, A
     name = f"{func.__module__}.{func.__name__}".removeprefix("numpy.")
     name = name.removeprefix("lib.stride_tricks.").removeprefix("lib._stride_tricks_impl.")
     if name in FREE:
-        return func(*bare(args), **bare(kwargs))
+        return arrays.plainly(func, args, kwargs)
     if name in PARTS:
         out = func._implementation(*args, **kwargs)
         stripped = [r for r in _results(out) if type(r) is np.ndarray and not arrays.known(r)]
@@ -213,7 +213,7 @@ def _results(out: Any) -> list[Any]:
     return [] if out is None else [out]
 
 
-def _plain(func: Any, given: dict[str, Any]) -> Any:
+def _plain(arrays: Arrays, func: Any, given: dict[str, Any]) -> Any:
     """The call itself."""
     args: list[Any] = []
     kwargs: dict[str, Any] = {}
@@ -229,12 +229,14 @@ def _plain(func: Any, given: dict[str, Any]) -> Any:
             kwargs[name] = given[name]
         else:
             args.append(given[name])
-    return func(*bare(args), **bare(kwargs))
+    return arrays.plainly(func, args, kwargs)
 
 
 def _opaque(arrays: Arrays, func: Any, name: str, args: Any, kwargs: Any) -> Any:
     """No row: named in the report. What it writes to, it may write anything to."""
-    out = func(*bare(args), **bare(kwargs))
+    for a in arrays_in([args, kwargs]):  # shapes may come of it, or files, or what functions do that it calls
+        arrays.told(f"numpy.{name}", a)
+    out = arrays.plainly(func, args, kwargs)
     arrays.opaque(f"numpy.{name}", [args, kwargs], _results(out))
     for a in arrays_in([args, kwargs]):
         if isinstance(a, np.ndarray) and name in ("place", "fill_diagonal", "put_along_axis"):
@@ -249,10 +251,10 @@ def _into(
     full, target = f"numpy.{name}", given.get("out")
     if isinstance(target, np.ndarray):
         after = arrays.follow(full, op, bound, [target], rule, early=True)
-        _plain(func, given)
+        _plain(arrays, func, given)
         arrays.written(full, target, [target], after)
         return target
-    out = _plain(func, given)
+    out = _plain(arrays, func, given)
     results = _results(out)
     arrays.done(full, results, arrays.follow(full, op, bound, results, rule))
     return out
@@ -305,13 +307,15 @@ def _moved(arrays: Arrays, func: Any, name: str, given: dict[str, Any]) -> Any:
         and strange
         or rest.get("out") is not None
     ):
-        out = _plain(func, given)
+        out = _plain(arrays, func, given)
         results = _results(out)
         if isinstance(rest.get("out"), np.ndarray):
             results = [rest["out"]]
+        for a in arrays_in(list(rest.values())):
+            arrays.told(f"numpy.{name}", a)
         arrays.opaque(f"numpy.{name}", [parts, rest], results)
         return out
-    out = _plain(func, given)
+    out = _plain(arrays, func, given)
     results = _results(out)
     if results and all(
         isinstance(r, np.ndarray) and np.shares_memory(r, bare(parts[0])) for r in results if r.size
@@ -329,7 +333,7 @@ def _moved(arrays: Arrays, func: Any, name: str, given: dict[str, Any]) -> Any:
         numbered.pop(key, None)
     if name == "pad" and "kwargs" in numbered:
         numbered["kwargs"] = {k: v for k, v in numbered["kwargs"].items() if k != "constant_values"}
-    places = [np.ascontiguousarray(n) for n in _results(_plain(func, numbered))]
+    places = [np.ascontiguousarray(n) for n in _results(_plain(arrays, func, numbered))]
     bound = {"inputs": parts, "numbers": places}
     arrays.done(f"numpy.{name}", results, arrays.follow(f"numpy.{name}", name, bound, results, PLACED))
     return out
@@ -378,7 +382,7 @@ def _ordered(arrays: Arrays, func: Any, name: str, given: dict[str, Any]) -> Any
 
 def _mixed(arrays: Arrays, func: Any, name: str, given: dict[str, Any]) -> Any:
     """Also how many results there are."""
-    out = _plain(func, given)
+    out = _plain(arrays, func, given)
     results = _results(out)
     found = list(arrays_in(list(given.values())))
     escapes = ("inputs",) if name.startswith("unique") or name == "bincount" else ()
@@ -396,7 +400,7 @@ def _where(arrays: Arrays, func: Any, name: str, given: dict[str, Any]) -> Any:
 
 
 def _nonzero(arrays: Arrays, func: Any, name: str, given: dict[str, Any]) -> Any:
-    out = _plain(func, given)
+    out = _plain(arrays, func, given)
     after = arrays.follow("numpy.nonzero", "nonzero", {"self": given["a"]}, list(out), escapes=("self",))
     arrays.done("numpy.nonzero", list(out), after)
     return out

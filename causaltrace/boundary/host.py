@@ -193,7 +193,7 @@ class Host:
         arrays, tracer = numpy.current(), self.tracer
         found = list(arrays_in(data))
         with _disable_current_modes():
-            if not isinstance(out, Tensor) or tracer.memory.starts and tracer.memory.entry(out) is not None:
+            if not isinstance(out, Tensor) or tracer.memory.known(out):
                 return
             if isinstance(data, np.ndarray):
                 shadow = arrays.read(data)

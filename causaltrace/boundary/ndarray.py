@@ -10,7 +10,7 @@ import numpy as np
 
 from causaltrace.boundary import functions, indexing, slots, ufuncs
 from causaltrace.boundary.arrays import Arrays, bare
-from causaltrace.boundary.number import number
+from causaltrace.boundary.number import number, told
 
 #: Those of the watch that is open; without one, a LabelArray is an array like any other.
 _open: list[Arrays] = []
@@ -70,7 +70,7 @@ class LabelArray(np.ndarray):
             self.bare[bare(key)] = bare(value)
 
     def __iter__(self) -> Iterator[Any]:
-        return (self[i] for i in range(len(self)))
+        return (told(self[i]) for i in range(len(self)))
 
     def __contains__(self, value: object) -> bool:
         return bool((self == value).any())
@@ -78,10 +78,15 @@ class LabelArray(np.ndarray):
     # -- views and copies -----------------------------------------------------------------------------
 
     def view(self, dtype: Any = None, type: Any = None) -> Any:
-        """As numpy's; of no other class."""
-        if dtype is None or isinstance(dtype, _class) and issubclass(dtype, np.ndarray):
-            return np.ndarray.view(self, LabelArray)
-        return np.ndarray.view(self.bare, dtype).view(LabelArray)
+        """As numpy's. Another class reads and writes as it likes."""
+        if isinstance(dtype, _class) and issubclass(dtype, np.ndarray):
+            dtype, type = None, dtype
+        out = self.bare if dtype is None else np.ndarray.view(self.bare, dtype)
+        if type in (None, np.ndarray, LabelArray):
+            return np.ndarray.view(out, LabelArray)
+        if _open:
+            _open[-1].lent(f"numpy view as {type.__name__}", self)
+        return np.ndarray.view(out, type)
 
     def astype(self, dtype: Any, *args: Any, **kwargs: Any) -> Any:
         out = self.bare.astype(dtype, *args, **kwargs)
@@ -117,6 +122,21 @@ class LabelArray(np.ndarray):
     def base(self) -> Any:
         return labelled(self.bare.base)
 
+    def conj(self) -> Any:
+        return np.conjugate(self)
+
+    conjugate = conj
+
+    def byteswap(self, inplace: bool = False) -> Any:
+        out = self.bare.byteswap(inplace)
+        return self._filled("numpy.byteswap", self if inplace else out)
+
+    def _filled(self, full: str, out: Any, *given: Any) -> Any:
+        """``out`` may hold anything that this array or what was ``given`` holds."""
+        if _open:
+            _open[-1].opaque(full, [self, *given], [out])
+        return labelled(out)
+
     # -- in place -------------------------------------------------------------------------------------
 
     def sort(self, axis: Any = -1, kind: Any = None, order: Any = None, *, stable: Any = None) -> None:
@@ -130,6 +150,9 @@ class LabelArray(np.ndarray):
 
     def put(self, indices: Any, values: Any, mode: Any = "raise") -> None:
         np.put(self, indices, values, mode)
+
+    def setfield(self, value: Any, dtype: Any, offset: int = 0) -> None:
+        self.getfield(dtype, offset)[...] = value
 
 
 def read(a: np.ndarray, key: Any) -> Any:
@@ -183,65 +206,77 @@ SAME = [
 ]
 
 
-def _told(name: str) -> Any:
+def _told(name: str, handed_out: Callable[[Arrays], Any]) -> Any:
     """A method or an attribute that hands out values or memory: the watch is told."""
     original = getattr(np.ndarray, name)
 
-    def told(self: LabelArray) -> None:
+    def tell(self: LabelArray) -> None:
         if _open:
-            _open[-1].touch(f"numpy {name.strip('_')}", _open[-1].read(self))
+            handed_out(_open[-1])(f"numpy {name.strip('_')}", self)
 
     if not callable(original):
 
-        def attribute(self: LabelArray) -> Any:
-            told(self)
+        def get(self: LabelArray) -> Any:
+            tell(self)
             return getattr(self.bare, name)
 
-        return property(attribute)
+        def put(self: LabelArray, value: Any) -> None:
+            setattr(self.bare, name, bare(value))
+            self._filled(f"numpy.{name}", self, value)
+
+        return property(get, put)
 
     def method(self: LabelArray, *args: Any, **kwargs: Any) -> Any:
-        told(self)
+        tell(self)
         return getattr(self.bare, name)(*bare(args), **bare(kwargs))
 
     method.__name__ = name
     return method
 
 
-#: What hands out values (numbers, text, bytes) or memory.
-LEAVING = [
-    "__bool__",
-    "__int__",
-    "__float__",
-    "__complex__",
-    "__index__",
-    "__str__",
-    "__repr__",
-    "__format__",
-    "__reduce__",
-    "__reduce_ex__",
-    "__array_interface__",
-    "__array_struct__",
-    "__dlpack__",
-    "ctypes",
-    "data",
-    "dump",
-    "dumps",
-    "flat",
-    "item",
-    "tobytes",
-    "tofile",
-    "tolist",
-]
+def _part(name: str) -> Any:
+    """``real`` and ``imag``: views."""
 
+    def get(self: LabelArray) -> Any:
+        return labelled(getattr(self.bare, name))
+
+    def put(self: LabelArray, value: Any) -> None:
+        getattr(self, name)[...] = value
+
+    return property(get, put)
+
+
+#: What hands out values: numbers, text, bytes.
+VALUES = frozenset(
+    "__bool__ __int__ __float__ __complex__ __index__ __str__ __repr__ __format__ __reduce__ __reduce_ex__ "
+    "dump dumps item tobytes tofile tolist".split()
+)
+#: What sees no values, makes a view, or is a ufunc by another name.
+FREE = frozenset(
+    "T mT shape ndim size dtype itemsize nbytes strides flags device to_device getfield setflags squeeze "
+    "swapaxes transpose __len__ __sizeof__ __delitem__ __array_finalize__ __array_wrap__ __array_priority__ "
+    "__array_namespace__ __dlpack_device__ __class_getitem__ __buffer__ __add__ __radd__ __iadd__ __sub__ "
+    "__rsub__ __isub__ __mul__ __rmul__ __imul__ __truediv__ __rtruediv__ __itruediv__ __floordiv__ "
+    "__rfloordiv__ __ifloordiv__ __mod__ __rmod__ __imod__ __divmod__ __rdivmod__ __pow__ __rpow__ __ipow__ "
+    "__lshift__ __rlshift__ __ilshift__ __rshift__ __rrshift__ __irshift__ __and__ __rand__ __iand__ __or__ "
+    "__ror__ __ior__ __xor__ __rxor__ __ixor__ __matmul__ __rmatmul__ __imatmul__ __neg__ __pos__ __abs__ "
+    "__invert__ __eq__ __ne__ __lt__ __le__ __gt__ __ge__".split()
+) | (frozenset(dir(object)) - VALUES)
+
+for _name in ("real", "imag"):
+    setattr(LabelArray, _name, _part(_name))
 for _name in SAME:
     setattr(LabelArray, _name, _through_numpy(_name))
-for _name in LEAVING:
-    setattr(LabelArray, _name, _told(_name))
+for _name in VALUES:
+    setattr(LabelArray, _name, _told(_name, lambda arrays: arrays.told))
+for _name in set(dir(np.ndarray)) - FREE - set(vars(LabelArray)):
+    # memory, and what another numpy has: whoever gets it may read and write there
+    setattr(LabelArray, _name, _told(_name, lambda arrays: arrays.lent))
 
 
 def _lent(a: Any) -> None:
     if _open:
-        _open[-1].touch("numpy buffer", _open[-1].read(a))
+        _open[-1].lent("numpy buffer", a)
 
 
 slots.buffered(LabelArray, _lent)

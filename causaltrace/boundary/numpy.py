@@ -15,6 +15,7 @@ from causaltrace.boundary import indexing, slots
 from causaltrace.boundary.arrays import Arrays, arrays_in, as_array, bare
 from causaltrace.boundary.ndarray import LabelArray, labelled, opened, read
 from causaltrace.boundary.ndarray import current as current
+from causaltrace.boundary.number import told
 from causaltrace.tracer import Tracer
 
 Replace = Callable[[Any, str, Callable[..., Any]], None]
@@ -22,7 +23,7 @@ Replace = Callable[[Any, str, Callable[..., Any]], None]
 #: Functions that make plain arrays of what they are given.
 MAKING = ("array", "asarray", "asanyarray", "ascontiguousarray", "asfortranarray", "require", "frombuffer")
 #: Functions that make arrays that labels may be written to.
-FRESH = ("zeros", "ones", "empty", "full")
+FRESH = ("zeros", "ones", "empty", "full", "zeros_like", "ones_like", "empty_like", "full_like")
 #: Methods of plain arrays that take other arrays.
 TAKING = ("take", "put", "searchsorted", "repeat", "choose", "compress", "dot")
 
@@ -42,7 +43,7 @@ def enter(tracer: Tracer, replace: Replace) -> list[Callable[[], None]]:
     for name in ("__getitem__", "__setitem__", "new_tensor"):
         replace(Tensor, name, _indexed(arrays, getattr(Tensor, name)))
     slots.no_sequence(Tensor)
-    undo = slots.patched(np.ndarray, _items(arrays) | {name: _taking(name) for name in TAKING})
+    undo = slots.patched(np.ndarray, _items(arrays) | {name: _taking(arrays, name) for name in TAKING})
 
     def end() -> None:
         undo()
@@ -63,7 +64,9 @@ def _bound_to(names: dict[int, Any]) -> Iterator[tuple[Any, str, Any]]:
 def _making(arrays: Arrays, name: str, original: Any) -> Callable[..., Any]:
     @functools.wraps(original)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        out = original(*bare(args), **bare(kwargs))
+        if arrays.inside:
+            return original(*args, **kwargs)
+        out = arrays.plainly(original, args, kwargs)
         if type(out) is not np.ndarray or not args:
             return out
         if arrays.memory.starts and arrays.known(out):
@@ -96,7 +99,14 @@ def _making(arrays: Arrays, name: str, original: Any) -> Callable[..., Any]:
 def _fresh(arrays: Arrays, original: Any) -> Callable[..., Any]:
     @functools.wraps(original)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        out = original(*args, **kwargs)
+        if arrays.inside:
+            return original(*args, **kwargs)
+        args, kwargs = told(args), {k: told(v) for k, v in kwargs.items()}
+        out = arrays.plainly(original, args, kwargs)
+        fill = kwargs.get("fill_value", args[1] if original.__name__.startswith("full") else None)
+        if isinstance(fill, LabelArray):
+            out = out.view(LabelArray)
+            out[...] = fill
         return out.view(LabelArray) if arrays.memory.starts and type(out) is np.ndarray else out
 
     return wrapper
@@ -149,19 +159,15 @@ def _items(arrays: Arrays) -> dict[str, Callable[..., Any]]:
     get, put = np.ndarray.__getitem__, np.ndarray.__setitem__
 
     def involved(key: Any) -> bool:
-        if type(key) is tuple:
+        if type(key) in (tuple, list):
             return any(map(involved, key))
         return type(key) is LabelArray or hasattr(key, "shadow")
 
     def getitem(self: np.ndarray, key: Any) -> Any:
-        if involved(key) and type(self) is np.ndarray:
-            return read(self, key)
-        return get(self, key)
+        return read(self, key) if not arrays.inside and involved(key) else get(self, key)
 
     def setitem(self: np.ndarray, key: Any, value: Any) -> None:
-        if type(self) is np.ndarray and (
-            involved(key) or involved(value) or type(value) is list and involved(tuple(value))
-        ):
+        if not arrays.inside and (involved(key) or involved(value)):
             indexing.write(arrays, self, key, value)
         else:
             put(self, key, value)
@@ -169,11 +175,11 @@ def _items(arrays: Arrays) -> dict[str, Callable[..., Any]]:
     return {"__getitem__": getitem, "__setitem__": setitem}
 
 
-def _taking(name: str) -> Callable[..., Any]:
+def _taking(arrays: Arrays, name: str) -> Callable[..., Any]:
     original = getattr(np.ndarray, name)
 
     def method(self: np.ndarray, *args: Any, **kwargs: Any) -> Any:
-        if type(self) is np.ndarray and any(
+        if not arrays.inside and type(self) is np.ndarray and any(
             True for a in arrays_in([args, kwargs]) if type(a) is not np.ndarray
         ):
             return getattr(self.view(LabelArray), name)(*args, **kwargs)

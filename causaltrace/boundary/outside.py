@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from causaltrace._compat import storage_of
+from causaltrace._compat import as_numpy, data_ptr, storage_of
 from causaltrace.lattice.cells import Cells
 from causaltrace.shadow import Entry, Shadow
 from causaltrace.tracer import Tracer
@@ -64,23 +64,27 @@ class Outside:
         """Other code has the address of ``t``: it may read and write there from now on."""
         if t.layout is torch.strided and not t.is_meta and not self._tracer.quiet:
             with self._tracer._lock, _disable_current_modes():
-                self._memory.open(storage_of(t))
+                self._open(storage_of(t))
 
     def shared(self, what: str, storage: torch.UntypedStorage) -> None:
         """Other processes get ``storage``."""
         entry = self._memory.entries.get(id(storage))
         self._tracer.vanished(what, None if entry is None else entry.shadow)
         with self._tracer._lock, _disable_current_modes():
-            self._memory.open(storage)
+            self._open(storage)
 
     def aliased(self, t: Tensor, out: Tensor) -> None:
         """``out`` has the memory of ``t``, in a storage of its own."""
         shadow = self._memory.read(t)
         self._tracer.vanished("a second storage over its memory", shadow)
         with self._tracer._lock, _disable_current_modes():
-            self._memory.write(out, shadow)
-            self._memory.open(storage_of(t))
-            self._memory.open(storage_of(out))
+            self._open(storage_of(t))
+            if not self._memory.known(out):
+                self._memory.write(out, shadow)
+                self._open(storage_of(out))
+
+    def _open(self, storage: torch.UntypedStorage) -> None:
+        self._memory.open(storage, data_ptr(storage), storage.nbytes())
 
     def forked(self, what: str) -> None:
         """A copy of the process has all values."""
@@ -141,8 +145,7 @@ class Outside:
         """The value alone: readouts have been scored, objectives are no longer any."""
         if shadow._replace(label=None, order=None).plain:
             return shadow._replace(order=None)
-        depends = self._tracer.ledger.depends
-        return Shadow(depends(shadow), depends(shadow, "possible"))
+        return self._tracer.ledger.value(shadow)
 
     def _loaded(self, shadow: Shadow) -> Shadow:
         algebra, mark = self._tracer.algebra, self._tracer.ledger.watermark
@@ -167,4 +170,4 @@ def _contents(storage: torch.UntypedStorage) -> bytes | None:
     raw = torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage).cpu()
     if bool((raw == raw[0]).all()):
         return None
-    return hashlib.blake2b(raw.numpy().data, digest_size=16).digest()
+    return hashlib.blake2b(as_numpy(raw).data, digest_size=16).digest()
