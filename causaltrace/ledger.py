@@ -8,7 +8,10 @@ position if nothing else scored it.
 
 from __future__ import annotations
 
+import weakref
+from collections import deque
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +22,8 @@ from causaltrace.mass import unknown, unpack
 from causaltrace.shadow import UNHEDGED, Memory, Shadow
 from causaltrace.site import Site
 
+#: Readouts that are remembered until they are written back.
+PICKED = 8
 POSITION_BITS = 30
 POSITION_MASK = (1 << POSITION_BITS) - 1
 
@@ -79,6 +84,8 @@ class Ledger:
         self._next_readout = 0
         self._first_marked = 0
         self._settled = True
+        #: The last readouts, and where their rows are.
+        self._picked: deque[tuple[weakref.ref[Any], Cells]] = deque(maxlen=PICKED)
         memory.value = self.value
 
     def grow(self, size: int) -> None:
@@ -150,6 +157,18 @@ class Ledger:
         if shadow.plain:
             return shadow
         return Shadow(self.depends(shadow), self.depends(shadow, "possible"))
+
+    def picked(self, rows: Tensor, readouts: Cells) -> None:
+        """These were read out of ``rows``."""
+        self._picked.append((self.memory.place(rows), readouts))
+
+    def back(self, shadow: Shadow, rows: Tensor) -> bool:
+        """Was a value with this shadow read out of ``rows``? Written back, as in ``counts[x, y] += 1``, it
+        is an update of theirs and no score."""
+        if shadow.target is None or not self._picked:
+            return False
+        place, data = self.memory.place(rows)(), shadow.target.data
+        return any(known() is place and torch.equal(readouts.data, data) for known, readouts in self._picked)
 
     def new_readouts(self, label: Cells) -> Cells:
         """Numbers for readouts at verbatim ``label`` positions (-1 elsewhere)."""

@@ -185,6 +185,11 @@ class Memory:
         entry = self.entry(t) if self.starts else None
         return entry is not None and entry.nbytes >= 0
 
+    def place(self, t: Tensor) -> weakref.ref[Any]:
+        """What holds the memory of ``t``: the same for everything that lies there."""
+        entry = self.entry(t)
+        return weakref.ref(storage_of(t)) if entry is None else entry.ref
+
     def share(self, owner: Any, start: int, nbytes: int) -> Entry:
         """``owner`` (a storage or an array) holds memory that others may hold, too."""
         key = id(owner)
@@ -418,6 +423,6 @@ class Memory:
         return lattice.join(old, lattice.everything(new, len(base.sizes)))
 
     def alive(self) -> Iterator[tuple[torch.UntypedStorage, Entry]]:
-        for entry in list(self.entries.values()):
+        for entry in {id(e): e for e in self.entries.values()}.values():
             if (storage := entry.ref()) is not None:
                 yield storage, entry

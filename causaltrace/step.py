@@ -27,6 +27,10 @@ SELECTORS = frozenset({"index", "indices", "mask", "condition"})
 REMEDY = "write a rule for it (causaltrace.register_rule, docs/rules.md), or use operations that have one"
 
 
+#: Operations that write to places in a table.
+PUTTING = frozenset(("index_put", "_index_put_impl", "_unsafe_index_put", "scatter"))
+
+
 class OpaqueOpError(RuntimeError):
     """Raised under ``strict=True`` by the first operation that has no rule."""
 
@@ -110,6 +114,8 @@ class Step:
                 self.shadows[id(t)] = shadow
             if t.is_nested:
                 self.kind = rules.OPAQUE
+        if op.name in PUTTING:
+            self._put_back()
         for t in outs:
             if t.is_nested:
                 self.kind = rules.OPAQUE
@@ -178,6 +184,13 @@ class Step:
         if "indices" in self.op.escapes:  # a mask decides how many elements there are, positions do not
             named = [t for t in named if t.dtype in (torch.bool, torch.uint8)]
         return [s for s in map(self.shadows.get, map(id, named)) if s is not None]
+
+    def _put_back(self) -> None:
+        """What was read out of a table and is written there again is no readout any more."""
+        ledger, rows = self.tracer.ledger, self.bound["self"]
+        for key, shadow in self.shadows.items():
+            if shadow.target is not None and ledger.back(shadow, rows):
+                self.shadows[key] = ledger.value(shadow)
 
     # -- planes ---------------------------------------------------------------------------------------
 
@@ -318,6 +331,8 @@ class Step:
                     after.leaving.append(loss)
             else:
                 first = first._replace(target=numbers, mass=masses, label=None, objective=objective)
+                if isinstance(rows := self.bound.get("self"), Tensor):
+                    tracer.ledger.picked(rows, numbers)
                 first = self._ignored(first)
         elif (picked := onehot(self.op, self.bound, self.outs, self.shadows, tracer.ledger)) is not None:
             first = picked._replace(objective=objective)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -65,6 +65,7 @@ class Tracer(TorchDispatchMode):
         self.recorder, self.strict = recorder, strict
         self.updating = 0  #: depth of optimizer steps
         self.over = False  #: has the watch ended?
+        self.held: Callable[[], None] | None = None  #: tells of the last value that Python got
         self.finder: Finder | None = None
         self.outside: Outside | None = None
         self._ops: dict[Any, Op] = {}
@@ -146,6 +147,8 @@ class Tracer(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        if self.held is not None:
+            self.release()
         op = self._ops.get(id(func))  # overloads live as long as torch does
         if op is None:
             if not isinstance(func, torch._ops.OpOverload):
@@ -392,8 +395,9 @@ class Tracer(TorchDispatchMode):
         self, op: Op, bound: dict[str, Any], outs: list[Tensor], shadows: dict[int, Shadow], early: bool
     ) -> After:
         """A call that is none of torch's own is ``op``: what its results hold. ``early``: once they do."""
+        self.release()
         with self._lock:
-            self._ops.setdefault(op.full, op)
+            self._ops.setdefault((op.full, op.name), op)
             self._op_name = op.full
             out = None if early else outs[0] if len(outs) == 1 else outs
             return self._step(op, bound, out, outs, tensors(tuple(bound.values())), shadows)
@@ -415,6 +419,12 @@ class Tracer(TorchDispatchMode):
         """The values or the memory of ``t`` go to something that is not torch."""
         self.vanished(what, self.memory.read(t))
 
+    def release(self) -> None:
+        """Tell of a value that Python got, once it is clear that it is not written back where it was."""
+        tell, self.held = self.held, None
+        if tell is not None:
+            tell()
+
     def declassified(self, shadow: Shadow | None, reason: str) -> None:
         """A value with this shadow goes on without it."""
         with self._lock, _disable_current_modes():
@@ -423,6 +433,7 @@ class Tracer(TorchDispatchMode):
 
     def vanished(self, what: str, shadow: Shadow | None) -> None:
         """A value with this shadow goes to something that is not torch."""
+        self.release()
         if shadow and not self.quiet:
             with self._lock, _disable_current_modes():
                 self._op_name = what

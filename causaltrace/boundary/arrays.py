@@ -72,6 +72,13 @@ def owner_of(a: np.ndarray) -> Any:
     return storage_of(base(a)) if isinstance(base(a), Tensor) else a
 
 
+def _same(a: Any, b: Any) -> bool:
+    """Are these keys made of the same objects?"""
+    if isinstance(a, tuple) and isinstance(b, tuple):
+        return len(a) == len(b) and all(map(_same, a, b))
+    return a is b
+
+
 class Arrays:
     """Reads, writes and follows the shadows of arrays for one tracer."""
 
@@ -80,6 +87,7 @@ class Arrays:
     def __init__(self, tracer: Tracer) -> None:
         self.tracer, self.memory = tracer, tracer.memory
         self._ops: dict[tuple[str, str], Op] = {}
+        self._back: tuple[np.ndarray, Any, Callable[[], None]]  #: what is held
         self.open = True
 
     # -- numpy's own code -----------------------------------------------------------------------------
@@ -251,6 +259,26 @@ class Arrays:
             elif owner.size:
                 low, high = np.lib.array_utils.byte_bounds(owner)
                 self.memory.open(owner, low, high - low)
+
+    def hold(self, a: np.ndarray, key: Any, shadow: Shadow) -> None:
+        """Python gets an element that was read at a label: a score, unless it is written back."""
+        tracer, site = self.tracer, self.tracer.site("host")
+
+        def tell(shadow: Shadow = shadow) -> None:
+            with _disable_current_modes():
+                tracer.recorder.escaped("a number read from an array", shadow, site)
+
+        self._back = a, key, lambda: tell(self.memory.value(shadow))
+        tracer.held = tell
+
+    def back(self, a: np.ndarray, key: Any) -> None:
+        """An element of ``a`` is written. If it is the one that Python just got, as in
+        ``counts[x, y] += 1``, that was an update and no score."""
+        if self.tracer.held is not None:
+            rows, place, tell = self._back
+            if np.shares_memory(rows, a) and _same(place, key):
+                self.tracer.held = tell
+            self.tracer.release()
 
     def touch(self, what: str, shadow: Shadow | None) -> None:
         """A value went to Python, or to something that reads memory itself."""

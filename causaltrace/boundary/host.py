@@ -65,6 +65,7 @@ class Host:
         self._replace(Tensor, "__deepcopy__", self._copying(Tensor.__deepcopy__))
         for name in ENTERING:
             self._replace(torch, name, self._entering(getattr(torch, name)))
+        self._replace(Tensor, "new_tensor", self._entering(Tensor.new_tensor, 1))
         for name in SHARED:
             self._replace(torch, name, self._sharing(getattr(torch, name)))
         for name in SHARING:
@@ -203,10 +204,13 @@ class Host:
                     return
         tracer.host_data(out, tensors(data) + [arrays.tensor(x) for x in found])
 
-    def _entering(self, original: Callable[..., Any]) -> Callable[..., Any]:
+    def _entering(self, original: Callable[..., Any], place: int = 0) -> Callable[..., Any]:
+        """``place``: of the data among the arguments."""
+
         @functools.wraps(original)
-        def wrapper(data: Any, *args: Any, **kwargs: Any) -> Any:
-            out = original(bare(data), *args, **kwargs)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            out = original(*bare(args), **bare(kwargs))
+            data = args[place] if place < len(args) else kwargs.get("data", kwargs.get("obj"))
             if not isinstance(data, Tensor):
                 self.arrays_in(out, data)
             return out

@@ -32,12 +32,16 @@ def read(arrays: Arrays, a: np.ndarray, key: Any, number: Numbered) -> Any:
         arrays.done("numpy.getitem", [out], after)
         return out
     arrays.done("numpy.getitem", [], after)
+    if after is not None and after.shadows[0].target is not None:
+        arrays.hold(plain, key, after.shadows[0])
+        return out
     return out if after is None else number(arrays, out, after.shadows[0])
 
 
 def write(arrays: Arrays, a: np.ndarray, key: Any, value: Any) -> None:
     """``a[key] = value``."""
     plain = bare(a)
+    arrays.back(plain, key)
     value = array(arrays, value)
     if basic(key):
         place = plain[key] if isinstance(key, str) else plain[whole(key)]

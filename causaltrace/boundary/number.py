@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from causaltrace.boundary import slots
 from causaltrace.boundary.arrays import Arrays
 from causaltrace.shadow import Shadow
 
@@ -56,7 +57,9 @@ def _kind(base: Any) -> Any:
 
     methods = {name: asked(name) for name in dir(base) if name not in PLAIN | OBJECT}
     space = {"__array_ufunc__": ufunc, "__array_function__": function, "__module__": "numpy"}
-    return type(base.__name__, (base,), {**methods, **space})
+    kind = type(base.__name__, (base,), {**methods, **space})
+    slots.no_sequence(kind)
+    return kind
 
 
 def told(x: Any) -> Any:

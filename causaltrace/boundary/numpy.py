@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from causaltrace.boundary import indexing, slots
+from causaltrace.boundary import indexing, slots, ufuncs
 from causaltrace.boundary.arrays import Arrays, arrays_in, as_array, bare
 from causaltrace.boundary.ndarray import LabelArray, labelled, opened, read
 from causaltrace.boundary.ndarray import current as current
@@ -24,6 +24,8 @@ Replace = Callable[[Any, str, Callable[..., Any]], None]
 MAKING = ("array", "asarray", "asanyarray", "ascontiguousarray", "asfortranarray", "require", "frombuffer")
 #: Functions that make arrays that labels may be written to.
 FRESH = ("zeros", "ones", "empty", "full", "zeros_like", "ones_like", "empty_like", "full_like")
+#: Methods of ufuncs.
+LISTING = ("at", "reduce", "accumulate", "reduceat", "outer")
 #: Methods of plain arrays that take other arrays.
 TAKING = ("take", "put", "searchsorted", "repeat", "choose", "compress", "dot")
 
@@ -40,13 +42,18 @@ def enter(tracer: Tracer, replace: Replace) -> list[Callable[[], None]]:
         replace(owner, name, names[id(original)])
     for name in ("numpy", "__array__"):
         replace(Tensor, name, _handed_out(arrays, getattr(Tensor, name)))
-    for name in ("__getitem__", "__setitem__", "new_tensor"):
+    for name in ("__getitem__", "__setitem__"):
         replace(Tensor, name, _indexed(arrays, getattr(Tensor, name)))
     slots.no_sequence(Tensor)
-    undo = slots.patched(np.ndarray, _items(arrays) | {name: _taking(arrays, name) for name in TAKING})
+    undo = [
+        slots.patched(np.ndarray, _items(arrays) | {name: _taking(arrays, name) for name in TAKING}),
+        slots.patched(np.ufunc, {name: _listing(arrays, name) for name in LISTING}),
+    ]
 
     def end() -> None:
-        undo()
+        for restore in undo:
+            restore()
+        tracer.release()
         arrays.open = False
 
     return [opened(arrays), end]
@@ -138,7 +145,8 @@ def _same_memory(t: Tensor, a: np.ndarray) -> bool:
 
 
 def _indexed(arrays: Arrays, original: Any) -> Callable[..., Any]:
-    """Torch reads arrays among indices and values itself: hand it tensors over the same memory."""
+    """Torch reads arrays among indices and values itself: hand it tensors over the same memory. It reads
+    numbers in tensors, too: an element is chosen by an operation instead."""
 
     def seen(value: Any) -> Any:
         if isinstance(value, LabelArray):
@@ -146,12 +154,29 @@ def _indexed(arrays: Arrays, original: Any) -> Callable[..., Any]:
         return type(value)(map(seen, value)) if type(value) in (tuple, list) else value
 
     @functools.wraps(original)
-    def wrapper(t: Tensor, *args: Any, **kwargs: Any) -> Any:
-        if arrays.memory.starts and any(True for _ in arrays_in([args])):
-            args = tuple(map(seen, args))
-        return original(t, *args, **kwargs)
+    def wrapper(t: Tensor, key: Any, *args: Any) -> Any:
+        if arrays.memory.starts and any(True for _ in labels_in([key, *args])):
+            key, args = seen(key), tuple(map(seen, args))
+        keys = key if type(key) is tuple else (key,)
+        if not args and len(keys) == t.ndim and any(map(label, keys)):
+            at = [k if isinstance(k, Tensor) else None for k in keys]
+            if all(isinstance(k, int) or label(k) for k in keys):
+                rest = tuple(k if i is None else slice(None) for k, i in zip(keys, at, strict=True))
+                return torch.ops.aten.index(original(t, rest), [i for i in at if i is not None])
+        return original(t, key, *args)
+
+    def label(k: Any) -> bool:
+        if not isinstance(k, Tensor) or k.ndim or k.is_floating_point() or k.dtype == torch.bool:
+            return False
+        shadow = arrays.memory.read(k)
+        return shadow is not None and shadow.label is not None
 
     return wrapper
+
+
+def labels_in(value: Any) -> Iterator[Any]:
+    """The arrays and numbers in ``value`` that are followed."""
+    return (a for a in arrays_in(value) if type(a) is not np.ndarray)
 
 
 def _items(arrays: Arrays) -> dict[str, Callable[..., Any]]:
@@ -175,13 +200,23 @@ def _items(arrays: Arrays) -> dict[str, Callable[..., Any]]:
     return {"__getitem__": getitem, "__setitem__": setitem}
 
 
+def _listing(arrays: Arrays, name: str) -> Callable[..., Any]:
+    """A method of ufuncs, which look for labels in arrays, but not in lists and tuples of them."""
+    original = getattr(np.ufunc, name)
+
+    def method(self: np.ufunc, *args: Any, **kwargs: Any) -> Any:
+        if not arrays.inside and any(type(a) in (list, tuple) and any(True for _ in labels_in(a)) for a in args):
+            return labelled(ufuncs.called(arrays, self, name, args, kwargs))
+        return original(self, *args, **kwargs)
+
+    return method
+
+
 def _taking(arrays: Arrays, name: str) -> Callable[..., Any]:
     original = getattr(np.ndarray, name)
 
     def method(self: np.ndarray, *args: Any, **kwargs: Any) -> Any:
-        if not arrays.inside and type(self) is np.ndarray and any(
-            True for a in arrays_in([args, kwargs]) if type(a) is not np.ndarray
-        ):
+        if not arrays.inside and type(self) is np.ndarray and any(True for _ in labels_in([args, kwargs])):
             return getattr(self.view(LabelArray), name)(*args, **kwargs)
         return original(self, *args, **kwargs)
 

@@ -27,10 +27,9 @@ _BUFFER, _MAPPING, _SEQUENCE = _FLAGS - WORD, _FLAGS - 7 * WORD, _FLAGS - 8 * WO
 
 
 def _table(kind: type, place: int, size: int) -> Any:
-    """A type's table of C functions."""
+    """A type's table of C functions, empty if it has none."""
     address = ctypes.c_void_p.from_address(id(kind) + place).value
-    assert address is not None
-    return (ctypes.c_void_p * size).from_address(address)
+    return (ctypes.c_void_p * (size if address else 0)).from_address(address or id(kind))
 
 
 def patched(kind: type, methods: dict[str, Callable[..., Any]]) -> Callable[[], None]:
