@@ -18,6 +18,7 @@ from causaltrace.boundary.ndarray import current as current
 from causaltrace.boundary.number import told
 from causaltrace.tracer import Tracer
 
+_item = Tensor.__getitem__
 Replace = Callable[[Any, str, Callable[..., Any]], None]
 
 #: Functions that make plain arrays of what they are given.
@@ -146,7 +147,7 @@ def _same_memory(t: Tensor, a: np.ndarray) -> bool:
 
 def _indexed(arrays: Arrays, original: Any) -> Callable[..., Any]:
     """Torch reads arrays among indices and values itself: hand it tensors over the same memory. It reads
-    numbers in tensors, too: an element is chosen by an operation instead."""
+    labels in 0-d tensors, too: the element is chosen by an operation instead."""
 
     def seen(value: Any) -> Any:
         if isinstance(value, LabelArray):
@@ -154,22 +155,27 @@ def _indexed(arrays: Arrays, original: Any) -> Callable[..., Any]:
         return type(value)(map(seen, value)) if type(value) in (tuple, list) else value
 
     @functools.wraps(original)
-    def wrapper(t: Tensor, key: Any, *args: Any) -> Any:
-        if arrays.memory.starts and any(True for _ in labels_in([key, *args])):
-            key, args = seen(key), tuple(map(seen, args))
+    def wrapper(t: Tensor, key: Any, *values: Any) -> Any:
+        if arrays.memory.starts and any(True for _ in labels_in([key, *values])):
+            key, values = seen(key), tuple(map(seen, values))
         keys = key if type(key) is tuple else (key,)
-        if not args and len(keys) == t.ndim and any(map(label, keys)):
-            at = [k if isinstance(k, Tensor) else None for k in keys]
-            if all(isinstance(k, int) or label(k) for k in keys):
-                rest = tuple(k if i is None else slice(None) for k, i in zip(keys, at, strict=True))
-                return torch.ops.aten.index(original(t, rest), [i for i in at if i is not None])
-        return original(t, key, *args)
+        if len(keys) == t.ndim and any(map(label, keys)) and all(isinstance(k, int) or label(k) for k in keys):
+            return chosen(t, keys, *values)
+        return original(t, key, *values)
 
     def label(k: Any) -> bool:
         if not isinstance(k, Tensor) or k.ndim or k.is_floating_point() or k.dtype == torch.bool:
             return False
         shadow = arrays.memory.read(k)
         return shadow is not None and shadow.label is not None
+
+    def chosen(t: Tensor, keys: tuple[Any, ...], *values: Any) -> Any:
+        at = [k for k in keys if isinstance(k, Tensor)]
+        rest = _item(t, tuple(slice(None) if isinstance(k, Tensor) else k for k in keys))
+        if not values:
+            return torch.ops.aten.index(rest, at)
+        value = values[0] if isinstance(values[0], Tensor) else torch.tensor(values[0], dtype=t.dtype)
+        torch.ops.aten.index_put_(rest, at, value.to(t.dtype))
 
     return wrapper
 
