@@ -4,6 +4,9 @@ Independent of causaltrace, on purpose. A spy on the loss functions keeps the lo
 ``Case.schedule`` says, by loop arithmetic alone, which row of which call scored which position. Schedules are
 checked too: the scored rows must carry the right targets and add up to the number that the eval returns.
 
+Caches and mixers need not make rows at all. There a spy keeps what each position is charged, and a position
+depends on its own label if its probabilities, over the runs with each class in its place, do not add up to 1.
+
 Runs are float64, single-threaded and deterministic, so rows are compared exactly.
 """
 
@@ -23,15 +26,26 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from examples import (
+    blend_target,
+    byte_mixer,
     lora_documents,
     mean_loss,
+    ngram_dict,
+    ngram_full,
+    ngram_hashed,
+    oracle_min,
     plain_sliding,
     slot_context,
     slot_per_sample,
     slot_standard,
+    tilt_gated,
+    tilt_hint,
     ttt_multi_epoch,
+    ttt_saved,
     ttt_score_first,
     ttt_train_first,
+    two_pass,
+    warmup_restored,
 )
 from examples.common import GPT, ModelConfig, build_model
 
@@ -53,7 +67,10 @@ Schedule = Callable[[Any, int], list[ScoredRow]]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Case:
-    """One eval at a size that can be flipped exhaustively. ``make_model`` gives a fresh float64 copy."""
+    """One eval at a size that can be flipped exhaustively. ``make_model`` gives a fresh float64 copy.
+
+    ``charged``: the schedule speaks of calls that add up charges, and of charges instead of rows.
+    """
 
     name: str
     evaluate: Evaluate
@@ -63,6 +80,7 @@ class Case:
     vocab: int
     schedule: Schedule
     legal: bool
+    charged: bool = False
 
     @property
     def scored(self) -> list[int]:
@@ -73,8 +91,8 @@ class Case:
 # ---------------------------------------------------------------------------------------------- one run
 
 
-class LossSpy:
-    """Keeps the log-probability rows that the schedule asks for, in the order of the loss calls."""
+class Spy:
+    """Keeps the log-probability rows or charges that the schedule asks for, in the order of the calls."""
 
     def __init__(self, schedule: list[ScoredRow]) -> None:
         self.calls = 0
@@ -85,7 +103,19 @@ class LossSpy:
         self.targets: dict[int, int] = {}
 
     @contextlib.contextmanager
-    def installed(self) -> Iterator[LossSpy]:
+    def on_charges(self) -> Iterator[None]:
+        """Examples without rows add ``nll.double()`` to their total, and call it nowhere else."""
+        double = Tensor.double
+
+        def spied_double(nll: Tensor) -> Tensor:
+            self._keep(nll.detach().reshape(-1, 1), None)
+            return double(nll)
+
+        with mock.patch.object(Tensor, "double", spied_double):
+            yield
+
+    @contextlib.contextmanager
+    def on_losses(self) -> Iterator[None]:
         cross_entropy, log_softmax = F.cross_entropy, F.log_softmax
 
         def spied_cross_entropy(input: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -101,7 +131,7 @@ class LossSpy:
             mock.patch.object(F, "cross_entropy", spied_cross_entropy),
             mock.patch.object(F, "log_softmax", spied_log_softmax),
         ):
-            yield self
+            yield
 
     def _keep(self, rows: Tensor, targets: Tensor | None) -> None:
         rows = rows.flatten(0, -2)
@@ -124,9 +154,11 @@ def single_threaded() -> Iterator[None]:
 
 
 def scored_rows(case: Case, tokens: Tensor) -> tuple[Tensor, float]:
-    """Log-probability rows [scores, vocab] of one run over ``tokens``, and the number the eval returns."""
+    """Rows [scores, vocab] of log-probabilities, or charges [scores, 1], of one run over ``tokens``, and the
+    number that the eval returns."""
     schedule = case.schedule(case.config, len(tokens))
-    with LossSpy(schedule).installed() as spy:
+    spy = Spy(schedule)
+    with spy.on_charges() if case.charged else spy.on_losses():
         value = case.evaluate(case.make_model(), tokens, case.config)
     missing = set(range(len(schedule))) - set(spy.rows)
     assert not missing, f"{case.name}: the schedule names loss calls or rows that never happened"
@@ -144,11 +176,16 @@ def check_schedule(case: Case) -> None:
     with single_threaded():
         rows, value = scored_rows(case, case.tokens)
     targets = case.tokens[torch.tensor(case.scored)]
-    mean = -rows.gather(-1, targets[:, None]).mean().item()
+    charges = rows if case.charged else -rows.gather(-1, targets[:, None])
+    mean = charges.mean().item()
     assert abs(mean - value) < 1e-9, f"{case.name}: scheduled rows give {mean}, the eval {value}"
 
 
 # ------------------------------------------------------------------------------------------- the oracle
+
+
+#: How far from 1 the probabilities of all classes may add up, for they are rounded.
+ROUNDING = 1e-9
 
 
 def _replacements(label: int, vocab: int, count: int) -> list[int]:
@@ -157,22 +194,37 @@ def _replacements(label: int, vocab: int, count: int) -> list[int]:
     return [(label + 1 + index * step) % vocab for index in range(min(count, vocab - 1))]
 
 
+def _moved(case: Case, label: int, runs: list[Tensor]) -> list[int]:
+    """Slots that differ between runs with other classes as a label; its own charge, if they are no
+    distribution's."""
+    differ = (torch.stack(runs[1:]) != runs[0]).any(0).any(-1)
+    if case.charged and label in case.scored:
+        own = case.scored.index(label)
+        total = torch.stack(runs)[:, own].neg().exp().sum()
+        differ[own] = abs(total - 1) > ROUNDING
+    return differ.nonzero().flatten().tolist()
+
+
 @functools.cache
 def dependencies(case: Case, replacements: int = 3) -> frozenset[Pair]:
-    """All (label l, scored position t) pairs whose row moved when label l was flipped, legal ones too."""
+    """All (label l, scored position t) pairs whose row moved when label l was flipped, legal ones too.
+
+    Charges need all classes in the place of each label.
+    """
     positions = case.scored
+    replacements = case.vocab - 1 if case.charged else replacements
     found: set[Pair] = set()
     with single_threaded():
         base, _ = scored_rows(case, case.tokens)
         again, _ = scored_rows(case, case.tokens)
         assert torch.equal(base, again), f"{case.name} is not deterministic"
         for label, original in enumerate(case.tokens.tolist()):
+            runs = [base]
             for other in _replacements(original, case.vocab, replacements):
                 flipped = case.tokens.clone()
                 flipped[label] = other
-                rows, _ = scored_rows(case, flipped)
-                moved = (rows != base).any(dim=-1).nonzero().flatten().tolist()
-                found.update((label, positions[slot]) for slot in moved)
+                runs.append(scored_rows(case, flipped)[0])
+            found.update((label, positions[slot]) for slot in _moved(case, label, runs))
     return frozenset(found)
 
 
@@ -254,6 +306,26 @@ def chunk_schedule(config: Any, n_tokens: int) -> list[ScoredRow]:
     return [ScoredRow((t - 1) // config.chunk, (t - 1) % config.chunk, t) for t in positions]
 
 
+def token_schedule(config: Any, n_tokens: int) -> list[ScoredRow]:
+    """One call per position."""
+    return [ScoredRow(t - 1, 0, t) for t in range(1, n_tokens)]
+
+
+def saved_schedule(config: Any, n_tokens: int) -> list[ScoredRow]:
+    """``epochs`` training calls per chunk, all of them before the calls that score."""
+    chunks = -(-(n_tokens - 1) // config.chunk)
+    return [
+        ScoredRow(config.epochs * chunks + call, row, t) for call, row, t in chunk_schedule(config, n_tokens)
+    ]
+
+
+def warmup_schedule(config: Any, n_tokens: int) -> list[ScoredRow]:
+    """The calls of the warm-up; then per chunk one that scores and one that trains."""
+    return [
+        ScoredRow(config.warmup_steps + 2 * call, row, t) for call, row, t in chunk_schedule(config, n_tokens)
+    ]
+
+
 def train_first_schedule(config: Any, n_tokens: int) -> list[ScoredRow]:
     """Per chunk: ``epochs`` training calls, then the call that scores."""
     per_chunk = config.epochs + 1
@@ -305,17 +377,18 @@ def lora_schedule(config: Any, n_tokens: int) -> list[ScoredRow]:
 # ------------------------------------------------------------------------------------------------ cases
 
 VOCAB = 16
+FEW = 8  # classes of the evals that are charged: all of them are tried at each position
 N_TOKENS = 44  # 43 scores, a prime: every loop below has a short tail
 
 
-def _make_model(norm: str, tied: bool) -> MakeModel:
-    config = ModelConfig(vocab=VOCAB, context=16, layers=1, heads=2, dim=8, norm=norm, tied=tied)
+def _make_model(norm: str, tied: bool, vocab: int = VOCAB) -> MakeModel:
+    config = ModelConfig(vocab=vocab, context=16, layers=1, heads=2, dim=8, norm=norm, tied=tied)
     model: GPT = build_model(config, seed=1).double()
     return lambda: copy.deepcopy(model)
 
 
-def _tokens() -> Tensor:
-    return torch.randint(VOCAB, (N_TOKENS,), generator=torch.Generator().manual_seed(2))
+def _tokens(vocab: int = VOCAB) -> Tensor:
+    return torch.randint(vocab, (N_TOKENS,), generator=torch.Generator().manual_seed(2))
 
 
 def _case(
@@ -330,6 +403,12 @@ def _case(
 ) -> Case:
     legal = module.LEGAL if legal is None else legal
     return Case(name, module.evaluate, _make_model(norm, tied), _tokens(), config, VOCAB, schedule, legal)
+
+
+def _charged(module: Any, schedule: Schedule, config: Any) -> Case:
+    name = module.__name__.rpartition(".")[2]
+    model, tokens = _make_model("rms", True, FEW), _tokens(FEW)
+    return Case(name, module.evaluate, model, tokens, config, FEW, schedule, module.LEGAL, charged=True)
 
 
 def _cases() -> Iterator[Case]:
@@ -355,6 +434,18 @@ def _cases() -> Iterator[Case]:
     yield _case("ttt_multi_epoch", ttt_multi_epoch, multi_epoch_schedule, multi_epoch, norm="layer")
     documents = lora_documents.Config(batch=3, document=15, chunk=4, rank=2, lr=0.05)
     yield _case("lora_documents", lora_documents, lora_schedule, documents)
+    yield _case("ttt_saved", ttt_saved, saved_schedule, ttt_saved.Config(chunk=12, lr=0.01))
+    yield _case(
+        "warmup_restored", warmup_restored, warmup_schedule, warmup_restored.Config(chunk=12, lr=0.01)
+    )
+
+    yield _charged(ngram_dict, token_schedule, ngram_dict.Config(chunk=12, order=2))
+    hashed = ngram_hashed.Config(chunk=12, order=2, buckets=32, seen_at_least=1)
+    yield _charged(ngram_hashed, chunk_schedule, hashed)
+    yield _charged(ngram_full, chunk_schedule, ngram_full.Config(chunk=12, order=2, buckets=31))
+    yield _charged(tilt_gated, chunk_schedule, tilt_gated.Config(chunk=12, class_bits=1))
+    for module in (oracle_min, blend_target, two_pass, tilt_hint, byte_mixer):
+        yield _charged(module, chunk_schedule, module.Config(chunk=12))
 
 
 CASES: dict[str, Case] = {case.name: case for case in _cases()}
