@@ -39,6 +39,7 @@ def point(step: Step, carriers: list[tuple[Tensor, Shadow]]) -> Shadow | None:
     What else joins in does so after the readout: it changes the score, not the distribution."""
     if len(step.outs) != 1 or not step.outs[0].dtype.is_floating_point:
         return None
+    carriers, hints = _latest(step, carriers)
     out, algebra, ledger = step.outs[0], step.tracer.algebra, step.tracer.ledger
     target = carriers[0][1].target
     for t, shadow in carriers:
@@ -54,6 +55,8 @@ def point(step: Step, carriers: list[tuple[Tensor, Shadow]]) -> Shadow | None:
     mine = {id(t) for t, _ in carriers}
     rest = [t for t in step.inputs if id(t) not in mine]
     shadows = [step.shadows.get(id(t)) for t in rest]
+    if hints:  # nothing shows what they do to the sum over all classes
+        carriers = [(t, s._replace(mass=None)) for t, s in carriers]
     matching = [matches(step, s, target) for s in shadows]
     shadows = [
         s._replace(match=None) if s is not None and m else s for s, m in zip(shadows, matching, strict=True)
@@ -77,6 +80,29 @@ def point(step: Step, carriers: list[tuple[Tensor, Shadow]]) -> Shadow | None:
         elif weight == 0:
             target = support = possible = None
     return Shadow(support, possible, target=target, post=post, mass=masses)
+
+
+def _latest(
+    step: Step, carriers: list[tuple[Tensor, Shadow]]
+) -> tuple[list[tuple[Tensor, Shadow]], list[tuple[Tensor, Shadow]]]:
+    """The readouts of the latest labels, and those of earlier ones that only weigh them: that are the
+    probabilities of nothing, as in ``logp[y] - log(1 + p[hint])`` for a hint that is an earlier label."""
+    ledger, out = step.tracer.ledger, step.outs[0]
+    if len(carriers) < 2 or step.tracer.blind or any(t.shape != out.shape for t, _ in carriers):
+        return carriers, []
+    where = [ledger.positions(s.target).data.expand(*out.shape, -1) for _, s in carriers if s.target]
+    top = max(range(len(where)), key=lambda i: int(where[i].max()))
+    hints = [
+        c
+        for c, positions in zip(carriers, where, strict=True)
+        if bool((positions < where[top]).all()) and not _a_score(c[1])
+    ]
+    return [c for c in carriers if all(c is not h for h in hints)], hints
+
+
+def _a_score(shadow: Shadow) -> bool:
+    """Is it the score of a distribution already?"""
+    return shadow.mass is None or bool(mass.proved(mass.unpack(shadow.mass.data), False).all())
 
 
 def _through(step: Step, carriers: list[tuple[Tensor, Shadow]]) -> Cells | None:

@@ -161,6 +161,9 @@ def matched(
     x, y = bound.get("self"), bound.get("other")
     given = list(shadows.values())
     if op.name in ("eq", "ne") and isinstance(x, Tensor) and isinstance(y, Tensor) and x.shape == y.shape:
+        if len(given) == 2:
+            last = _latest(given)
+            given = [s if s.label is None or s is last else ledger.value(s) for s in given]
         labels = [s for s in given if s.label is not None]
         if len(labels) != 1 or not all(s.plain for s in given if s.label is None):
             return None
@@ -178,6 +181,14 @@ def matched(
     if any(s.possible is not None for s in given):
         possible = ledger.algebra.join(*[s.possible or s.support for s in given])
     return Shadow(ledger.algebra.join(*[s.support for s in given]), possible, match=match)
+
+
+def _latest(given: list[Shadow]) -> Shadow | None:
+    """Of two tensors of labels the one whose labels all come later: the other one chooses a class for it."""
+    first, last = sorted(given, key=lambda s: -1 if s.label is None else int(s.label.data.max()))[-2:]
+    if first.label is None:
+        return last
+    return last if last.label is not None and bool((first.label.data < last.label.data).all()) else None
 
 
 def _in_range(op: Op, bound: dict[str, Any], shadow: Shadow) -> Shadow | None:

@@ -30,7 +30,8 @@ class Shadow(NamedTuple):
     labels that entered after the readout. ``onehot``: the label position whose one-hot row this is.
     ``match``: the label position that an element compares with a class (see ``readout.matched``). ``mass``:
     what all classes together are charged (see ``mass``). ``pending``: readouts that an objective sums.
-    ``objective``: readouts that require grad. ``order``: the sorted order that the elements are in."""
+    ``objective``: readouts that require grad. ``order``: the sorted order that the elements are in. ``tally``:
+    a sum of scores, to which others are added."""
 
     support: Cells | None = None
     possible: Cells | None = None
@@ -43,6 +44,7 @@ class Shadow(NamedTuple):
     pending: tuple[object, ...] = ()
     objective: bool = False
     order: Order | None = None
+    tally: bool = False
 
     def planes(self, fn: Callable[[Cells], Cells | None]) -> Shadow | None:
         """``fn`` on every plane, in no order; None when nothing is left."""
@@ -51,7 +53,9 @@ class Shadow(NamedTuple):
             out = Shadow(None if support is None else fn(support), None if possible is None else fn(possible))
         else:
             planes = [None if c is None else fn(c) for c in self[:8]]
-            out = Shadow(*planes)._replace(pending=self.pending, objective=self.objective)  # type: ignore[arg-type]
+            out = Shadow(*planes)._replace(  # type: ignore[arg-type]
+                pending=self.pending, objective=self.objective, tally=self.tally
+            )
         return out if out else None
 
     @property
@@ -63,7 +67,7 @@ class Shadow(NamedTuple):
         return self != _NOTHING
 
 
-_PLAIN: tuple[object, ...] = (None, None, None, None, None, None, (), False, None)
+_PLAIN: tuple[object, ...] = (None, None, None, None, None, None, (), False, None, False)
 #: All of a shadow but its support, where there is nothing else.
 UNHEDGED = (None, *_PLAIN)
 _NOTHING = (None, None, *_PLAIN)

@@ -341,7 +341,9 @@ class Step:
         elif carriers and moves:
             first = self._gated(first)._replace(objective=objective)
         elif carriers:
-            kept = point(self, carriers) if kind == rules.POINT else mixed(self, carriers)
+            kept = None
+            if not self._counted():
+                kept = point(self, carriers) if kind == rules.POINT else mixed(self, carriers)
             if kept is not None:
                 first = kept._replace(objective=objective)
             elif objective:
@@ -349,6 +351,7 @@ class Step:
                 first = first._replace(pending=pending + tuple(Pending(s, site) for _, s in carriers))
             else:
                 after.leaving += [s for _, s in carriers]
+                first = first._replace(tally=True)
         elif (
             match := matched(self.op, self.bound, self.outs, self.shadows, tracer.ledger, kind == rules.POINT)
         ) is not None:
@@ -377,6 +380,10 @@ class Step:
         """The inputs that are readouts."""
         found = ((t, self.shadows.get(id(t))) for t in self.inputs)
         return [(t, s) for t, s in found if s is not None and s.target is not None]
+
+    def _counted(self) -> bool:
+        """Are readouts added to a sum of scores?"""
+        return self.op.name in ("add", "sub") and any(s.tally for s in self.shadows.values())
 
     def _moved(self, first: Shadow) -> Shadow:
         """Labels and readouts move with their elements."""

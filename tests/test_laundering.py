@@ -35,12 +35,14 @@ def test_the_flips_agree(name: str) -> None:
 
 @pytest.mark.parametrize("name", holding(MISSED))
 def test_a_leak_is_never_clean(name: str) -> None:
-    assert verdict(WAYS[name].leaking).status != "clean"
+    way = WAYS[name]
+    assert verdict(way.leaking, way.says).status != "clean"
 
 
 @pytest.mark.parametrize("name", holding(DOUBTED))
 def test_the_legal_twin_is_clean(name: str) -> None:
-    report = verdict(WAYS[name].legal)
+    way = WAYS[name]
+    report = verdict(way.legal, way.says)
     assert report.status == "clean", report
 
 

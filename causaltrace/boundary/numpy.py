@@ -166,7 +166,10 @@ def _indexed(arrays: Arrays, original: Any) -> Callable[..., Any]:
     def label(k: Any) -> bool:
         if not isinstance(k, Tensor) or k.ndim or k.is_floating_point() or k.dtype == torch.bool:
             return False
-        shadow = arrays.memory.read(k)
+        try:
+            shadow = arrays.memory.read(k)
+        except NotImplementedError:  # inside a vmap: no storage
+            return False
         return shadow is not None and shadow.label is not None
 
     def chosen(t: Tensor, keys: tuple[Any, ...], *values: Any) -> Any:

@@ -47,6 +47,8 @@ class Way:
     group: str
     leaking: Program
     legal: Program
+    #: Do they read other rows at labels, so that an eval has to say which of these are scores?
+    says: bool = False
 
 
 #: All of them, by name, in the order of the files in ``ways``.
@@ -64,25 +66,27 @@ def stream() -> Tensor:
     return torch.tensor([3, 1, 4, 1, 5, 2, 6, 0, 3, 5])
 
 
-def charge(pieces: Iterator[Piece], tokens: Tensor) -> Iterator[tuple[int, Piece]]:
-    """Charge what a program yields; gives (first position, piece), once it is scored."""
+def charge(pieces: Iterator[Piece], tokens: Tensor, says: bool = False) -> Iterator[tuple[int, Piece]]:
+    """Charge what a program yields; gives (first position, piece), once it is scored. ``says``: by name."""
     total, following = 0.0, 1
     for piece in pieces:
         piece, first = piece if isinstance(piece, tuple) else (piece, following)
         losses = piece
         if piece.ndim == 2:
             losses = F.cross_entropy(piece, tokens[first : first + len(piece)], reduction="none")
+        if says:
+            causaltrace.score(losses)
         total += float(losses.sum())
         following = first + len(piece)
         yield first, piece
 
 
-def verdict(program: Program) -> causaltrace.Report:
+def verdict(program: Program, says: bool = False) -> causaltrace.Report:
     """What a watch says about one run."""
     tokens = stream()
     pieces = program(tokens)
     with causaltrace.watch(tokens) as trace:
-        for _ in charge(pieces, tokens):
+        for _ in charge(pieces, tokens, says):
             pass
     return trace.report
 
@@ -97,11 +101,13 @@ def way(words: str, legal: Program) -> Callable[[Program], Program]:
     return register
 
 
-def _register(named: Callable[..., Any], words: str, leaking: Program, legal: Program) -> None:
+def _register(
+    named: Callable[..., Any], words: str, leaking: Program, legal: Program, says: bool = False
+) -> None:
     group = named.__module__.rpartition(".")[2]
     name = f"{group}.{named.__name__}"
     assert name not in WAYS, f"two ways are called {name}"
-    WAYS[name] = Way(name, words, group, leaking, legal)
+    WAYS[name] = Way(name, words, group, leaking, legal, says)
 
 
 Carry = Callable[[Any], Any]
@@ -134,11 +140,11 @@ def tensors(words: str, once: bool = False) -> Callable[[Carry], Carry]:
     return register
 
 
-def arrays(words: str) -> Callable[[Carry], Carry]:
+def arrays(words: str, says: bool = False) -> Callable[[Carry], Carry]:
     """A way to carry labels that are given as a slice of ``tokens.numpy()``, taken once, at the start."""
 
     def register(carry: Carry) -> Carry:
-        _register(carry, words, carried(_to_numpy, carry, 0), carried(_to_numpy, carry, 1))
+        _register(carry, words, carried(_to_numpy, carry, 0), carried(_to_numpy, carry, 1), says)
         return carry
 
     return register

@@ -24,18 +24,18 @@ clean. The last column is the verdict on the legal twin.
 FOUND = {"violation": "followed", "unverified": "noticed", "clean": "**missed**"}
 
 
-def status(program: Program) -> str:
+def status(program: Program, says: bool) -> str:
     """The verdict in one word; a watch that fails gives none."""
     try:
-        return verdict(program).status
+        return verdict(program, says).status
     except Exception:
         return "error"
 
 
 def line(way: Way) -> str:
-    leak = status(way.leaking)
+    leak = status(way.leaking, way.says)
     words = way.words.replace("|", "\\|")
-    return f"| {words} | {leak} | {FOUND.get(leak, '**error**')} | {status(way.legal)} |"
+    return f"| {words} | {leak} | {FOUND.get(leak, '**error**')} | {status(way.legal, way.says)} |"
 
 
 def page() -> str:

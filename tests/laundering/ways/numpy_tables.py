@@ -77,7 +77,7 @@ def places_assigned(x: Labels) -> Tensor:
     return torch.from_numpy(out)
 
 
-@arrays("np.put, np.put_along_axis, np.take_along_axis")
+@arrays("np.put, np.put_along_axis, np.take_along_axis", says=True)
 def put(x: Labels) -> Tensor:
     out = np.zeros((1, VOCAB))
     np.put(out, x, 0.5)
@@ -150,7 +150,7 @@ def windows(x: Labels) -> Tensor:
     return torch.from_numpy((pairs * triples).astype(np.float64)).sum() * 0.01
 
 
-@arrays("mixed indices: table[i, x] with i counted")
+@arrays("mixed indices: table[i, x] with i counted", says=True)
 def pairs(x: Labels) -> Tensor:
     return torch.from_numpy(np.outer(TABLE, TABLE)[np.arange(3), x]).sum()
 

@@ -177,12 +177,10 @@ def bonus(tokens: Tensor) -> Iterator[Tensor]:
 
 
 def _tilt_by_prefix(tokens: Tensor) -> Iterator[Tensor]:
-    """Towards the token before last; the normaliser in closed form."""
+    """Towards the token before last, before the row is normalised."""
     inputs, targets = parts(tokens)
     hint = torch.cat([inputs[:1], inputs[:-1]])
-    p = LOGP[inputs].exp()
-    scale = 1 + (torch.e - 1) * p.gather(-1, hint[:, None])[:, 0]
-    yield charged(LOGP[inputs], targets) - (targets == hint).double() + scale.log()
+    yield charged((LOGP[inputs] + F.one_hot(hint, VOCAB)).log_softmax(-1), targets)
 
 
 @way("a tilt towards a hint, with its normaliser left out", legal=_tilt_by_prefix)
