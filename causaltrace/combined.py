@@ -95,12 +95,12 @@ def _latest(
     hints = [
         c
         for c, positions in zip(carriers, where, strict=True)
-        if bool((positions < where[top]).all()) and not _a_score(c[1])
+        if bool((positions < where[top]).all()) and not is_score(c[1])
     ]
     return [c for c in carriers if all(c is not h for h in hints)], hints
 
 
-def _a_score(shadow: Shadow) -> bool:
+def is_score(shadow: Shadow) -> bool:
     """Is it the score of a distribution already?"""
     return shadow.mass is None or bool(mass.proved(mass.unpack(shadow.mass.data), False).all())
 

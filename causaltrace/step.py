@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from causaltrace import distribution, mass, rules
-from causaltrace.combined import bare, matches, mixed, point
+from causaltrace.combined import bare, is_score, matches, mixed, point
 from causaltrace.lattice.cells import Algebra, Cells
 from causaltrace.ledger import Ledger, Pending
 from causaltrace.readout import is_loss, matched, onehot, selector, sums, targets, unchanged
@@ -342,7 +342,7 @@ class Step:
             first = self._gated(first)._replace(objective=objective)
         elif carriers:
             kept = None
-            if not self._counted():
+            if not self._counted(carriers):
                 kept = point(self, carriers) if kind == rules.POINT else mixed(self, carriers)
             if kept is not None:
                 first = kept._replace(objective=objective)
@@ -381,9 +381,22 @@ class Step:
         found = ((t, self.shadows.get(id(t))) for t in self.inputs)
         return [(t, s) for t, s in found if s is not None and s.target is not None]
 
-    def _counted(self) -> bool:
-        """Are readouts added to a sum of scores?"""
-        return self.op.name in ("add", "sub") and any(s.tally for s in self.shadows.values())
+    def _counted(self, carriers: list[tuple[Tensor, Shadow]]) -> bool:
+        """Are losses of single positions added to a sum of scores, or to the 0 that one begins with?"""
+        if self.op.name not in ("add", "sub") or self.tracer.blind:
+            return False
+        if any(s.tally for s in self.shadows.values()):
+            return True
+        mine = {id(t) for t, _ in carriers}
+        rest = [t for t in self.inputs if id(t) not in mine]
+        return (
+            len(rest) == 1
+            and not rest[0].ndim
+            and id(rest[0]) not in self.shadows
+            and all(not t.ndim and is_score(s) for t, s in carriers)
+            and rest[0].device.type == "cpu"
+            and not bool(rest[0])
+        )
 
     def _moved(self, first: Shadow) -> Shadow:
         """Labels and readouts move with their elements."""

@@ -16,7 +16,9 @@ from causaltrace.boundary.arrays import Arrays
 from causaltrace.shadow import Shadow
 
 #: What is known without the value.
-PLAIN = frozenset("dtype ndim shape size itemsize nbytes strides flags base device".split())
+PLAIN = frozenset(
+    ["dtype", "ndim", "shape", "size", "itemsize", "nbytes", "strides", "flags", "base", "device"]
+)
 #: What every object has, and is no way to the value.
 OBJECT = frozenset(dir(object)) - {
     *("__hash__", "__str__", "__repr__", "__format__", "__reduce__", "__reduce_ex__", "__sizeof__"),
