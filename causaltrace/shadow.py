@@ -30,8 +30,8 @@ class Shadow(NamedTuple):
     labels that entered after the readout. ``onehot``: the label position whose one-hot row this is.
     ``match``: the label position that an element compares with a class (see ``readout.matched``). ``mass``:
     what all classes together are charged (see ``mass``). ``pending``: readouts that an objective sums.
-    ``objective``: readouts that require grad. ``order``: the sorted order that the elements are in. ``tally``:
-    a sum of scores, to which others are added."""
+    ``objective``: readouts that require grad. ``order``: the sorted order that the elements are in.
+    ``tally``: a sum of scores, to which others are added."""
 
     support: Cells | None = None
     possible: Cells | None = None

@@ -6,7 +6,7 @@ are called in that table, ``ufuncs`` and ``functions`` say; ``ndarray`` hands ev
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -66,7 +66,7 @@ def _lies(a: np.ndarray) -> bool:
 
 def owner_of(a: np.ndarray) -> Any:
     """What holds an array's memory: the array that it is a view of, or a tensor's storage."""
-    base = np.ndarray.base.__get__  # type: ignore[attr-defined]
+    base = np.ndarray.base.__get__
     while isinstance(base(a), np.ndarray):
         a = base(a)
     return storage_of(base(a)) if isinstance(base(a), Tensor) else a
@@ -294,3 +294,8 @@ def arrays_in(value: Any) -> Any:
             yield from arrays_in(v)
     elif isinstance(value, dict):
         yield from arrays_in(list(value.values()))
+
+
+def labels_in(value: Any) -> Iterator[Any]:
+    """The arrays and numbers in ``value`` that are followed."""
+    return (a for a in arrays_in(value) if type(a) is not np.ndarray)

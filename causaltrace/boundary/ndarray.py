@@ -151,7 +151,7 @@ class LabelArray(np.ndarray):
     def put(self, indices: Any, values: Any, mode: Any = "raise") -> None:
         np.put(self, indices, values, mode)
 
-    def setfield(self, value: Any, dtype: Any, offset: int = 0) -> None:
+    def setfield(self, value: Any, dtype: Any, offset: Any = 0) -> None:
         self.getfield(dtype, offset)[...] = value
 
 
@@ -247,109 +247,23 @@ def _part(name: str) -> Any:
 
 
 #: What hands out values: numbers, text, bytes.
-VALUES = frozenset(
-    [
-        "__bool__",
-        "__int__",
-        "__float__",
-        "__complex__",
-        "__index__",
-        "__str__",
-        "__repr__",
-        "__format__",
-        "__reduce__",
-        "__reduce_ex__",
-        "dump",
-        "dumps",
-        "item",
-        "tobytes",
-        "tofile",
-        "tolist",
-    ]
+_VALUES = (
+    "__bool__ __int__ __float__ __complex__ __index__ __str__ __repr__ __format__ __reduce__ __reduce_ex__ "
+    "dump dumps item tobytes tofile tolist"
 )
 #: What sees no values, makes a view, or is a ufunc by another name.
-FREE = frozenset(
-    [
-        "T",
-        "mT",
-        "shape",
-        "ndim",
-        "size",
-        "dtype",
-        "itemsize",
-        "nbytes",
-        "strides",
-        "flags",
-        "device",
-        "to_device",
-        "getfield",
-        "setflags",
-        "squeeze",
-        "swapaxes",
-        "transpose",
-        "__len__",
-        "__sizeof__",
-        "__delitem__",
-        "__array_finalize__",
-        "__array_wrap__",
-        "__array_priority__",
-        "__array_namespace__",
-        "__dlpack_device__",
-        "__class_getitem__",
-        "__buffer__",
-        "__add__",
-        "__radd__",
-        "__iadd__",
-        "__sub__",
-        "__rsub__",
-        "__isub__",
-        "__mul__",
-        "__rmul__",
-        "__imul__",
-        "__truediv__",
-        "__rtruediv__",
-        "__itruediv__",
-        "__floordiv__",
-        "__rfloordiv__",
-        "__ifloordiv__",
-        "__mod__",
-        "__rmod__",
-        "__imod__",
-        "__divmod__",
-        "__rdivmod__",
-        "__pow__",
-        "__rpow__",
-        "__ipow__",
-        "__lshift__",
-        "__rlshift__",
-        "__ilshift__",
-        "__rshift__",
-        "__rrshift__",
-        "__irshift__",
-        "__and__",
-        "__rand__",
-        "__iand__",
-        "__or__",
-        "__ror__",
-        "__ior__",
-        "__xor__",
-        "__rxor__",
-        "__ixor__",
-        "__matmul__",
-        "__rmatmul__",
-        "__imatmul__",
-        "__neg__",
-        "__pos__",
-        "__abs__",
-        "__invert__",
-        "__eq__",
-        "__ne__",
-        "__lt__",
-        "__le__",
-        "__gt__",
-        "__ge__",
-    ]
-) | (frozenset(dir(object)) - VALUES)
+_FREE = (
+    "T mT shape ndim size dtype itemsize nbytes strides flags device to_device getfield setflags squeeze "
+    "swapaxes transpose __len__ __sizeof__ __delitem__ __array_finalize__ __array_wrap__ __array_priority__ "
+    "__array_namespace__ __dlpack_device__ __class_getitem__ __buffer__ __add__ __radd__ __iadd__ __sub__ "
+    "__rsub__ __isub__ __mul__ __rmul__ __imul__ __truediv__ __rtruediv__ __itruediv__ __floordiv__ "
+    "__rfloordiv__ __ifloordiv__ __mod__ __rmod__ __imod__ __divmod__ __rdivmod__ __pow__ __rpow__ __ipow__ "
+    "__lshift__ __rlshift__ __ilshift__ __rshift__ __rrshift__ __irshift__ __and__ __rand__ __iand__ __or__ "
+    "__ror__ __ior__ __xor__ __rxor__ __ixor__ __matmul__ __rmatmul__ __imatmul__ __neg__ __pos__ __abs__ "
+    "__invert__ __eq__ __ne__ __lt__ __le__ __gt__ __ge__"
+)
+VALUES = frozenset(_VALUES.split())
+FREE = frozenset(_FREE.split()) | (frozenset(dir(object)) - VALUES)
 
 for _name in ("real", "imag"):
     setattr(LabelArray, _name, _part(_name))

@@ -33,7 +33,8 @@ def number(arrays: Arrays, value: Any, shadow: Shadow | None) -> Any:
     if shadow.label is None or not isinstance(value, np.integer):
         arrays.touch("a number read from an array", shadow)
         return value
-    made = _kind(type(value))(value)
+    kind: Any = type(value)
+    made = _kind(kind)(value)
     made.bare, made.shadow, made.arrays = value, shadow, arrays
     return made
 

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from causaltrace.boundary import indexing, slots, ufuncs
-from causaltrace.boundary.arrays import Arrays, arrays_in, as_array, bare
+from causaltrace.boundary.arrays import Arrays, arrays_in, as_array, bare, labels_in
+from causaltrace.boundary.items import indexed
 from causaltrace.boundary.ndarray import LabelArray, labelled, opened, read
 from causaltrace.boundary.ndarray import current as current
 from causaltrace.boundary.number import told
 from causaltrace.tracer import Tracer
 
-_item = Tensor.__getitem__
 Replace = Callable[[Any, str, Callable[..., Any]], None]
 
 #: Functions that make plain arrays of what they are given.
@@ -44,7 +44,7 @@ def enter(tracer: Tracer, replace: Replace) -> list[Callable[[], None]]:
     for name in ("numpy", "__array__"):
         replace(Tensor, name, _handed_out(arrays, getattr(Tensor, name)))
     for name in ("__getitem__", "__setitem__"):
-        replace(Tensor, name, _indexed(arrays, getattr(Tensor, name)))
+        replace(Tensor, name, indexed(arrays, getattr(Tensor, name)))
     slots.no_sequence(Tensor)
     undo = [
         slots.patched(np.ndarray, _items(arrays) | {name: _taking(arrays, name) for name in TAKING}),
@@ -143,53 +143,6 @@ def _same_memory(t: Tensor, a: np.ndarray) -> bool:
     storage = torch._C.TensorBase.untyped_storage(t)
     start = torch.UntypedStorage.data_ptr(storage)
     return bool(start <= a.__array_interface__["data"][0] < start + storage.nbytes())
-
-
-def _indexed(arrays: Arrays, original: Any) -> Callable[..., Any]:
-    """Torch reads arrays among indices and values itself: hand it tensors over the same memory. It reads
-    labels in 0-d tensors, too: the element is chosen by an operation instead."""
-
-    def seen(value: Any) -> Any:
-        if isinstance(value, LabelArray):
-            return arrays.tensor(value)
-        return type(value)(map(seen, value)) if type(value) in (tuple, list) else value
-
-    @functools.wraps(original)
-    def wrapper(t: Tensor, key: Any, *values: Any) -> Any:
-        if arrays.memory.starts and any(True for _ in labels_in([key, *values])):
-            key, values = seen(key), tuple(map(seen, values))
-        keys = key if type(key) is tuple else (key,)
-        if (
-            len(keys) == t.ndim
-            and any(map(label, keys))
-            and all(isinstance(k, int) or label(k) for k in keys)
-        ):
-            return chosen(t, keys, *values)
-        return original(t, key, *values)
-
-    def label(k: Any) -> bool:
-        if not isinstance(k, Tensor) or k.ndim or k.is_floating_point() or k.dtype == torch.bool:
-            return False
-        try:
-            shadow = arrays.memory.read(k)
-        except NotImplementedError:  # inside a vmap: no storage
-            return False
-        return shadow is not None and shadow.label is not None
-
-    def chosen(t: Tensor, keys: tuple[Any, ...], *values: Any) -> Any:
-        at = [k for k in keys if isinstance(k, Tensor)]
-        rest = _item(t, tuple(slice(None) if isinstance(k, Tensor) else k for k in keys))
-        if not values:
-            return torch.ops.aten.index(rest, at)
-        value = values[0] if isinstance(values[0], Tensor) else torch.tensor(values[0], dtype=t.dtype)
-        torch.ops.aten.index_put_(rest, at, value.to(t.dtype))
-
-    return wrapper
-
-
-def labels_in(value: Any) -> Iterator[Any]:
-    """The arrays and numbers in ``value`` that are followed."""
-    return (a for a in arrays_in(value) if type(a) is not np.ndarray)
 
 
 def _items(arrays: Arrays) -> dict[str, Callable[..., Any]]:
