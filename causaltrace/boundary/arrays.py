@@ -26,6 +26,9 @@ from causaltrace.tracer import Tracer
 _as_tensor, as_array, a_copy = torch.from_numpy, np.asarray, np.array
 
 
+_NUMBERS = (int, float, bool)
+
+
 class _Writable:
     """The memory of a read-only array, for torch, which makes no tensor of one without a warning."""
 
@@ -104,6 +107,8 @@ class Arrays:
 
     def tensor(self, x: Any) -> Tensor:
         """A tensor over the memory of an array, or one of its own with the same shadow."""
+        if isinstance(x, Tensor):
+            return x
         shadow = getattr(x, "shadow", None)  # a label as a number
         a = as_array(bare(x))
         if backwards(a):
@@ -138,6 +143,13 @@ class Arrays:
     def known(self, a: np.ndarray) -> bool:
         """Is the memory of this array followed?"""
         return bool(self.memory.starts) and self.memory.at(a.__array_interface__["data"][0]) is not None
+
+    def unlabelled(self, operands: Sequence[Any]) -> bool:
+        """Are these numbers, and arrays whose memory is not followed?"""
+        return all(
+            type(x) in _NUMBERS or isinstance(x, np.ndarray) and x.dtype != object and not self.known(bare(x))
+            for x in operands
+        )
 
     def share(self, a: np.ndarray) -> None:
         """Follow the memory of this array."""
@@ -285,9 +297,9 @@ class Arrays:
         self.tracer.vanished(what, shadow)
 
 
-def arrays_in(value: Any) -> Any:
-    """Every array in arguments."""
-    if isinstance(value, np.ndarray) or hasattr(value, "shadow"):
+def arrays_in(value: Any) -> Iterator[Any]:
+    """Every array, label and tensor in arguments."""
+    if isinstance(value, (np.ndarray, Tensor)) or hasattr(value, "shadow"):
         yield value
     elif isinstance(value, (list, tuple)):
         for v in value:

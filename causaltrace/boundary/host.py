@@ -192,7 +192,7 @@ class Host:
     def arrays_in(self, out: Any, data: Any) -> None:
         """A tensor was made from arrays, numbers and tensors."""
         arrays, tracer = numpy.current(), self.tracer
-        found = list(arrays_in(data))
+        found = [a for a in arrays_in(data) if not isinstance(a, Tensor)]
         with _disable_current_modes():
             if not isinstance(out, Tensor) or tracer.memory.known(out):
                 return

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
-from causaltrace.boundary.arrays import Arrays, as_array, bare
+from causaltrace.boundary.arrays import Arrays, arrays_in, as_array, bare
 
 Numbered = Callable[[Arrays, Any, Any], Any]
 
@@ -16,6 +17,8 @@ def read(arrays: Arrays, a: np.ndarray, key: Any, number: Numbered) -> Any:
     """``a[key]``, bare; of an element what ``number`` makes of it."""
     plain = bare(a)
     out = plain[bare(key)]
+    if arrays.unlabelled([plain, *arrays_in(key)]):
+        return out
     if basic(key):
         if isinstance(out, np.ndarray):
             return out
@@ -42,6 +45,9 @@ def write(arrays: Arrays, a: np.ndarray, key: Any, value: Any) -> None:
     """``a[key] = value``."""
     plain = bare(a)
     arrays.back(plain, key)
+    if arrays.unlabelled([plain, *arrays_in([key, value])]):
+        plain[bare(key)] = bare(value)
+        return
     value = array(arrays, value)
     if basic(key):
         place = plain[key] if isinstance(key, str) else plain[whole(key)]
@@ -58,10 +64,13 @@ def array(arrays: Arrays, value: Any) -> Any:
     """A value as an array: lists of labels and arrays, too."""
     if isinstance(value, np.ndarray) or hasattr(value, "shadow"):
         return value
-    out = as_array(bare(value))
-    parts = [v for v in value if isinstance(v, np.ndarray) or hasattr(v, "shadow")] if _listed(value) else []
+    if isinstance(value, Tensor):
+        return np.asarray(value)
+    out = arrays.plainly(as_array, (value,), {})
+    parts = [v for v in value if any(True for _ in arrays_in(v))] if _listed(value) else []
     if parts:
-        same = len(parts) == len(value) and len({np.shape(bare(v)) for v in parts}) == 1
+        same = len(parts) == len(value) and all(not _listed(v) for v in parts)
+        same = same and len({np.shape(bare(v)) for v in parts}) == 1
         if same:
             after = arrays.follow("numpy.array", "stack", {"tensors": parts}, [out])
             arrays.done("numpy.array", [out], after)

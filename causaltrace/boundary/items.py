@@ -26,7 +26,7 @@ def indexed(arrays: Arrays, original: Any) -> Callable[..., Any]:
 
     @functools.wraps(original)
     def wrapper(t: Tensor, key: Any, *values: Any) -> Any:
-        if arrays.memory.starts and any(True for _ in labels_in([key, *values])):
+        if arrays.memory.starts and any(not isinstance(a, Tensor) for a in labels_in([key, *values])):
             key, values = seen(key), tuple(map(seen, values))
         keys = key if type(key) is tuple else (key,)
         if len(keys) == t.ndim and any(map(label, keys)) and all(type(k) is int or label(k) for k in keys):

@@ -19,6 +19,7 @@ from causaltrace.boundary.ndarray import current as current
 from causaltrace.boundary.number import told
 from causaltrace.tracer import Tracer
 
+_LISTS = (list, tuple)
 Replace = Callable[[Any, str, Callable[..., Any]], None]
 
 #: Functions that make plain arrays of what they are given.
@@ -26,7 +27,7 @@ MAKING = ("array", "asarray", "asanyarray", "ascontiguousarray", "asfortranarray
 #: Functions that make arrays that labels may be written to.
 FRESH = ("zeros", "ones", "empty", "full", "zeros_like", "ones_like", "empty_like", "full_like")
 #: Methods of ufuncs.
-LISTING = ("at", "reduce", "accumulate", "reduceat", "outer")
+LISTING = ("__call__", "at", "reduce", "accumulate", "reduceat", "outer")
 #: Methods of plain arrays that take other arrays.
 TAKING = ("take", "put", "searchsorted", "repeat", "choose", "compress", "dot")
 
@@ -41,8 +42,8 @@ def enter(tracer: Tracer, replace: Replace) -> list[Callable[[], None]]:
         names[id(getattr(np, name))] = _fresh(arrays, getattr(np, name))
     for owner, name, original in list(_bound_to(names)):
         replace(owner, name, names[id(original)])
-    for name in ("numpy", "__array__"):
-        replace(Tensor, name, _handed_out(arrays, getattr(Tensor, name)))
+    replace(Tensor, "numpy", _handed_out(arrays, Tensor.numpy))
+    replace(Tensor, "__array__", _converted(arrays, Tensor.__array__))
     for name in ("__getitem__", "__setitem__"):
         replace(Tensor, name, indexed(arrays, getattr(Tensor, name)))
     slots.no_sequence(Tensor)
@@ -112,7 +113,7 @@ def _fresh(arrays: Arrays, original: Any) -> Callable[..., Any]:
         args, kwargs = told(args), {k: told(v) for k, v in kwargs.items()}
         out = arrays.plainly(original, args, kwargs)
         fill = kwargs.get("fill_value", args[1] if original.__name__.startswith("full") else None)
-        if isinstance(fill, LabelArray):
+        if isinstance(fill, (LabelArray, Tensor)):
             out = out.view(LabelArray)
             out[...] = fill
         return out.view(LabelArray) if arrays.memory.starts and type(out) is np.ndarray else out
@@ -135,6 +136,20 @@ def _handed_out(arrays: Arrays, original: Any) -> Callable[..., Any]:
             else:  # a copy, of another dtype
                 arrays.write(plain, arrays.memory.read(t))
         return labelled(out)
+
+    return wrapper
+
+
+def _converted(arrays: Arrays, original: Any) -> Callable[..., Any]:
+    """What numpy's C code asks a tensor for: unless that is run for a function that is followed, nobody sees
+    what becomes of it."""
+    handed_out = _handed_out(arrays, original)
+
+    @functools.wraps(original)
+    def wrapper(t: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if not arrays.inside:
+            arrays.told("__array__", t)
+        return bare(handed_out(t, *args, **kwargs))
 
     return wrapper
 
@@ -171,10 +186,9 @@ def _listing(arrays: Arrays, name: str) -> Callable[..., Any]:
     original = getattr(np.ufunc, name)
 
     def method(self: np.ufunc, *args: Any, **kwargs: Any) -> Any:
-        if not arrays.inside and any(
-            type(a) in (list, tuple) and any(True for _ in labels_in(a)) for a in args
-        ):
-            return labelled(ufuncs.called(arrays, self, name, args, kwargs))
+        for a in args:
+            if type(a) in _LISTS and not arrays.inside and any(True for _ in labels_in(a)):
+                return labelled(ufuncs.called(arrays, self, name, args, kwargs))
         return original(self, *args, **kwargs)
 
     return method

@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-#: CPython's flag of types whose attributes cannot be set, and where a type keeps its flags and its slots.
-IMMUTABLE = 1 << 8
+#: CPython's flags of types whose attributes cannot be set, and whose objects bring their own C function to
+#: be called by; and where a type keeps its flags and its slots.
+IMMUTABLE, VECTORCALL = 1 << 8, 1 << 11
 WORD = ctypes.sizeof(ctypes.c_void_p)
 _FLAGS = next(
     place
@@ -38,8 +39,10 @@ def patched(kind: type, methods: dict[str, Callable[..., Any]]) -> Callable[[], 
     slots = [list(table) for table in tables]
     old = {name: vars(kind)[name] for name in methods}
 
+    flags = ctypes.c_ulong.from_address(id(kind) + _FLAGS)
+    before = flags.value
+
     def put(new: dict[str, Any]) -> None:
-        flags = ctypes.c_ulong.from_address(id(kind) + _FLAGS)
         flags.value &= ~IMMUTABLE
         try:
             for name, method in new.items():
@@ -49,10 +52,13 @@ def patched(kind: type, methods: dict[str, Callable[..., Any]]) -> Callable[[], 
 
     def undo() -> None:
         put(old)
+        flags.value |= before & VECTORCALL
         for table, values in zip(tables, slots, strict=True):
             table[:] = values  # Python would leave slower ones
 
     put(methods)
+    if "__call__" in methods:
+        flags.value &= ~VECTORCALL
     return undo
 
 
