@@ -30,16 +30,27 @@ import causaltrace
 from causaltrace.report.html import to_html
 from causaltrace.report.summary import place, short_file
 from examples import (
+    blend_target,
+    byte_mixer,
     demo_view,
     lora_documents,
     mean_loss,
+    ngram_dict,
+    ngram_full,
+    ngram_hashed,
+    oracle_min,
     plain_sliding,
     slot_context,
     slot_per_sample,
     slot_standard,
+    tilt_gated,
+    tilt_hint,
     ttt_multi_epoch,
+    ttt_saved,
     ttt_score_first,
     ttt_train_first,
+    two_pass,
+    warmup_restored,
 )
 from examples.common import (
     GPT,
@@ -113,7 +124,18 @@ def examples(window: int, stride: int, windows: int) -> list[Run]:
         _run(ttt_score_first, adamw, ", AdamW"),
         _run(ttt_train_first, ttt_train_first.Config(chunk=half)),
         _run(ttt_multi_epoch, ttt_multi_epoch.Config(chunk=half)),
+        _run(ttt_saved, ttt_saved.Config(chunk=window)),
+        _run(warmup_restored, warmup_restored.Config(chunk=window)),
         _run(lora_documents, lora_documents.Config(document=window, chunk=window // 4)),
+        _run(ngram_dict, ngram_dict.Config(chunk=half)),
+        _run(ngram_full, ngram_full.Config(chunk=half)),
+        _run(ngram_hashed, ngram_hashed.Config(chunk=half)),
+        _run(two_pass, two_pass.Config(chunk=half)),
+        _run(oracle_min, oracle_min.Config(chunk=half)),
+        _run(blend_target, blend_target.Config(chunk=half)),
+        _run(byte_mixer, byte_mixer.Config(chunk=half)),
+        _run(tilt_hint, tilt_hint.Config(chunk=half)),
+        _run(tilt_gated, tilt_gated.Config(chunk=half)),
     ]
 
 

@@ -14,9 +14,8 @@ from torch import Tensor
 import causaltrace
 from examples.common import GPT, parse, prepare, show
 
-NAME = "hashed n-gram counts, all classes"
+NAME = "hashed n-grams, all classes"
 LEGAL = True
-
 
 PRIMES = np.array([2654435761, 2246822519, 3266489917, 668265263, 374761393], np.uint64)
 Array = NDArray[Any]
@@ -26,7 +25,7 @@ Array = NDArray[Any]
 class Config:
     chunk: int = 64
     order: int = 3  # tokens in the longest context
-    buckets: int = 16381
+    buckets: int = 1_048_573
     strength: float = 8.0  # how many counts the distribution of the shorter context is worth
 
 

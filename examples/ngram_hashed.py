@@ -1,6 +1,7 @@
 """Hashed n-gram counts with back-off, as many caches have them: the key holds the token to be predicted.
 
-Only that token is looked up, so nobody sees that the "probabilities" of all tokens add up to far more than 1.
+Only that token is looked up, so nobody sees that the "probabilities" of all tokens add up to more than 1. The
+fewer buckets there are, the better the number: contexts that share a bucket share their counts.
 """
 
 from __future__ import annotations
@@ -18,9 +19,8 @@ from torch import Tensor
 import causaltrace
 from examples.common import GPT, parse, prepare, show
 
-NAME = "hashed n-gram counts, target only"
+NAME = "hashed n-grams, target only"
 LEGAL = False
-
 
 PRIMES = np.array([2654435761, 2246822519, 3266489917, 668265263, 374761393], np.uint64)
 Array = NDArray[Any]
@@ -30,7 +30,7 @@ Array = NDArray[Any]
 class Config:
     chunk: int = 64
     order: int = 3  # tokens in the longest context
-    buckets: int = 1 << 14
+    buckets: int = 256  # a power of two
     seen_at_least: int = 2
     weight: float = 0.4  # of the cache, where it knows the context
 

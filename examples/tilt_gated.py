@@ -15,7 +15,7 @@ from torch import Tensor
 import causaltrace
 from examples.common import GPT, parse, prepare, show
 
-NAME = "hint gated by the target's class"
+NAME = "hint gated by target class"
 LEGAL = False
 
 

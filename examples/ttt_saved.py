@@ -14,7 +14,7 @@ from torch import Tensor
 import causaltrace
 from examples.common import GPT, parse, prepare, show
 
-NAME = "training before quantisation"
+NAME = "test-time training before quantisation"
 LEGAL = False
 
 
@@ -63,7 +63,7 @@ def evaluate(model: GPT, tokens: Tensor, config: Config) -> float:
     model.eval()
     last = len(tokens) - 1
     loss_sum = torch.zeros((), dtype=torch.float64, device=tokens.device)
-    with torch.inference_mode():
+    with torch.no_grad():
         for start in range(0, last, config.chunk):
             stop = min(start + config.chunk, last)
             logits = model(tokens[None, start:stop])[0]

@@ -13,7 +13,7 @@ from torch import Tensor
 import causaltrace
 from examples.common import GPT, parse, prepare, show
 
-NAME = "warm-up that is thrown away"
+NAME = "throw-away warm-up"
 LEGAL = True
 
 

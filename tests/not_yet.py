@@ -1,5 +1,5 @@
-"""Examples whose verdict is not yet what it should be, and why. A name whose verdict is right fails its tests
-until it is taken out here."""
+"""What the verdicts on examples are not yet, and why. A name that is right fails its tests until it is taken
+out here. Names are those of modules in ``examples`` and of cases in ``tests.flips``."""
 
 from __future__ import annotations
 
@@ -9,17 +9,36 @@ import pytest
 
 _NUMPY = "numpy arrays are not followed"
 
-#: By the name of the module and of its case in ``tests.flips``.
-NOT_YET: dict[str, str] = {
-    "ngram_hashed": _NUMPY,
-    "ngram_full": _NUMPY,
-    "ngram_dict": "a row that is read at a label of no dims, p[tokens[t]], is no readout",
+#: Leaks without a finding.
+MISSED = {"ngram_hashed": _NUMPY}
+
+#: Scores that are not seen.
+UNSCORED = {"ngram_dict": "what is read at a label of no dims, p[tokens[t]], is no readout"}
+
+#: Judged "unverified".
+UNVERIFIED = {**MISSED, **UNSCORED, "ngram_full": _NUMPY}
+
+#: The list of scores is not that of the loop.
+SCORES = {**UNSCORED, "blend_target": "a readout that is compared, seen > 0, counts as a score"}
+
+#: Some of the positions that are reported are moved by no flip.
+LARGER = {
+    "blend_target": "the label picks from a row of zeros where the cache does not know the context",
 }
 
+#: Judged otherwise where the stream is not given.
+NOT_FOUND = {
+    "ngram_hashed": "what leaves torch before the stream is found is not noticed",
+    "ngram_full": "what leaves torch before the stream is found is not noticed",
+    "byte_mixer": "the table of lengths, made in the watch and indexed by labels, might hold labels",
+    "warmup_restored": "deepcopy copies bytes of storages, which might hold labels",
+}
 
-def expected(names: Iterable[str]) -> list[object]:
-    """The names as parameters of a test; those that it must fail for are marked."""
-    return [
-        pytest.param(name, marks=[pytest.mark.xfail(reason=NOT_YET[name])] if name in NOT_YET else [])
-        for name in names
-    ]
+#: The audit raises, but says nothing of a watch.
+UNCLEAR = {"ttt_saved": "torch.save pickles fake tensors"}
+
+
+def marked(names: Iterable[str], *tables: dict[str, str]) -> list[object]:
+    """The names as parameters of a test that it must fail for where a table has them."""
+    marks = {name: pytest.mark.xfail(reason=why, strict=True) for t in tables for name, why in t.items()}
+    return [pytest.param(name, marks=marks.get(name, ())) for name in names]

@@ -90,9 +90,11 @@ def witnesses(case: Case) -> list[Finding]:
     return list({id(f): f for f in (*chosen, paths[0], paths[-1])}.values())
 
 
-leaking = pytest.mark.parametrize(
-    "case", [*(c for c in CASES.values() if not c.legal), *SMALL], ids=lambda case: case.name
-)
+LEAKING = [*(c for c in CASES.values() if not c.legal), *SMALL]
+leaking = pytest.mark.parametrize("case", LEAKING, ids=lambda case: case.name)
+
+#: Evals without rows have no row to compare, and no operation brings a label out of a file.
+CUT = [case for case in LEAKING if not case.charged and case.name != "ttt_saved"]
 
 
 class Cutting:
@@ -120,7 +122,7 @@ class Cutting:
         return evaluated(self.case, self.case.tokens, self.target, Run(kept=kept))
 
 
-@leaking
+@pytest.mark.parametrize("case", CUT, ids=lambda case: case.name)
 def test_every_hop_is_a_line_that_moves_the_label(case: Case) -> None:
     """Each line of the path, changed alone as the flip changes it, moves the score; and cut alone, it stops
     the flip. It cannot where the same step goes along other lines too: a model reads adapted weights in all
@@ -147,7 +149,8 @@ def test_a_path_begins_where_its_label_was_read(case: Case) -> None:
     graph = judged(case).graph
     for finding in judged(case).violations:
         first = graph.sites.index(finding.path[0].site)
-        assert finding.kind == "CT006" or any(e.source == 0 and e.target == first for e in graph.edges)
+        known = any(e.source == 0 and e.target == first for e in graph.edges)
+        assert known or finding.kind in ("CT005", "CT006")
 
 
 class Adapter(nn.Module):

@@ -17,7 +17,9 @@ from causaltrace.report.model import Report
 from tests import attends
 from tests.flips import CASES
 from tests.mixers import CAUSAL, MAYBE_OPAQUE, NOT_CAUSAL, Mixer
+from tests.not_yet import UNCLEAR, marked
 from tests.probe import CLASSES, LENGTH, flips, stream, watched
+from tests.static import AUDITED, IN_PYTHON
 from tests.test_architectures import model, scoring
 
 Mix = Callable[[Mixer, Tensor], Tensor]
@@ -63,7 +65,11 @@ def test_no_weights_and_no_tokens_show_more(name: str) -> None:
         assert all(a >= b for a, b in zip(reported, truth.latest[: LENGTH - 1], strict=True))
 
 
-@pytest.mark.parametrize("name", CASES)
+#: What the label decides here depends on the counts in a table, of which an audit knows nothing.
+BY_COUNTS = ("blend_target", "tilt_gated")
+
+
+@pytest.mark.parametrize("name", AUDITED)
 def test_an_example_is_judged_as_in_a_watch(name: str) -> None:
     case = CASES[name]
     net = case.make_model()
@@ -75,10 +81,21 @@ def test_an_example_is_judged_as_in_a_watch(name: str) -> None:
         case.evaluate(copy.deepcopy(net), case.tokens, case.config)
     static = causaltrace.audit(evaluate, case.tokens)
     assert static.status == ("clean" if case.legal else "violation")
-    assert static.positions == trace.report.positions and static.lags == trace.report.lags
-    found = [{(f.kind, f.target, f.source, f.orders) for f in r.violations} for r in (static, trace.report)]
-    assert found[0] == found[1]
     assert not static.opaque
+    found = [{(f.kind, f.target, f.source, f.orders) for f in r.violations} for r in (static, trace.report)]
+    if name in BY_COUNTS:
+        assert {t for _, t, _, _ in found[0]} >= {t for _, t, _, _ in found[1]}
+        return
+    assert static.positions == trace.report.positions and static.lags == trace.report.lags
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("name", marked(IN_PYTHON, UNCLEAR))
+def test_an_example_that_python_takes_part_in_is_one_for_a_watch(name: str) -> None:
+    case = CASES[name]
+    net = case.make_model()
+    with pytest.raises(causaltrace.AuditError, match=rf"{name}\.py:\d+: .*causaltrace\.watch"):
+        causaltrace.audit(lambda tokens: case.evaluate(net, tokens, case.config), case.tokens)
 
 
 def test_context_slot_of_many_windows_leaks() -> None:
