@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -19,7 +18,16 @@ from causaltrace.report.about import made_now
 from causaltrace.report.model import Notice, Report
 from causaltrace.shadow import Shadow
 from causaltrace.site import Site
-from causaltrace.static.audit import INTEGERS, line_of, logits_in, opened, ran, score_logits, score_returned
+from causaltrace.static.audit import (
+    INTEGERS,
+    claim,
+    line_of,
+    logits_in,
+    opened,
+    ran,
+    score_logits,
+    score_returned,
+)
 from causaltrace.static.capture import Call, captured
 from causaltrace.static.errors import AuditError
 from causaltrace.static.relative import Frontier, Look
@@ -376,7 +384,7 @@ class Unrolled:
     def report(self, run: Any, strides: Sequence[int] | None) -> Report:
         notes = self.judge.notes
         if strides is not None:
-            notes.append(Notice("CT097", self._claim(strides)))
+            notes.append(self._claim(strides))
             if self.changing:
                 message = f"numbers in Python change from step to step: {_some(self.changing)}"
                 remedy = "the proof is about steps that take the same path whatever these are"
@@ -390,7 +398,7 @@ class Unrolled:
         report.ops = uses(self.tracer.ops)
         return report
 
-    def _claim(self, strides: Sequence[int]) -> str:
+    def _claim(self, strides: Sequence[int]) -> Notice:
         if self.closed:
             count = "any number of steps"
             induction = f"; after step {self.steps} the state holds what it held before it (induction)"
@@ -398,15 +406,8 @@ class Unrolled:
             count, induction = f"a loop of {self.steps} steps", ""
         ahead = str(strides[0]) if len(set(strides)) == 1 else "as many as were scored"
         rows = "" if self.rows == 1 else ", each row in its own stream"
-        message = (
-            f"static audit: holds for {count} of these shapes, each {ahead} labels further on{rows}, for any "
-            f"weights and tokens{induction}"
-        )
-        constants = self.tracer.constants
-        if constants:
-            listed = [f"{n} at {Path(s.file).name}:{s.line}" for n, s in sorted(constants.items())]
-            message += f", given these constants: {', '.join(listed)}"
-        return message
+        what = f"{count} of these shapes, each {ahead} labels further on{rows}, for any weights and tokens"
+        return claim(what + induction, self.tracer.constants)
 
 
 def _changed(numbers: Mapping[str, Any], name: str, value: Any) -> bool:
