@@ -86,7 +86,9 @@ def _read(archive: zipfile.ZipFile) -> Exported:
         i for i, spec in enumerate(module["signature"]["output_specs"]) if next(iter(spec)) == "user_output"
     ]
     ranges = {name: _range(name, r) for name, r in (program.get("range_constraints") or {}).items()}
-    return Exported(Program(made.graph), inputs, user, _keys(module, len(user)), ranges=ranges)
+    guards = [str(text) for text in program.get("guards_code") or []]
+    keys = _keys(module, len(user))
+    return Exported(Program(made.graph), inputs, user, keys, ranges=ranges, guards=guards)
 
 
 class _Graph:

@@ -130,7 +130,7 @@ def _exported(program: Exported, args: tuple[Any, ...], named: dict[str, Any]) -
             f"the program takes {', '.join(names) or 'no inputs'}: {', '.join(unknown) or len(args)}"
         )
     chosen = dict(zip(names, args, strict=False)) | named
-    dynamic = Dynamic(Sizes({g.name: g.size for g in user}, program.ranges), user)
+    dynamic = Dynamic(program.sizes, user)
     values: dict[str, int] = {}
     for name, value in chosen.items():
         values |= dynamic.sizes.solved(name, value)

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.utils._pytree import tree_unflatten
 
+from causaltrace._compat import guards
 from causaltrace.static.errors import AuditError
 from causaltrace.static.sizes import Range, Size, Sizes
 
@@ -50,7 +51,8 @@ def example(size: tuple[Size, ...], dtype: torch.dtype) -> Tensor:
 @dataclass
 class Exported:
     """``outputs``: which results of the graph are the user's; ``keys`` their names, if they have any; or
-    ``spec``, which puts them together; ``ranges`` those of the symbols in the sizes of its inputs."""
+    ``spec``, which puts them together; ``ranges`` those of the symbols in the sizes of its inputs,
+    and ``guards`` the conditions on these."""
 
     module: fx.GraphModule | Program
     inputs: list[Given]
@@ -58,6 +60,11 @@ class Exported:
     keys: list[str] | None = None
     spec: Any = None
     ranges: dict[str, Range] = field(default_factory=dict)
+    guards: list[str] = field(default_factory=list)
+
+    @property
+    def sizes(self) -> Sizes:
+        return Sizes({g.name: g.size for g in self.user()}, self.ranges, self.guards)
 
     def user(self) -> list[Given]:
         return [g for g in self.inputs if g.kind == "user_input"]
@@ -92,7 +99,8 @@ def of_program(program: ExportedProgram) -> Exported:
             inputs.append(_given(kind, name, getattr(spec.arg, "value", values.get(name))))
     user = [i for i, spec in enumerate(signature.output_specs) if spec.kind.name == "USER_OUTPUT"]
     ranges = {str(s): (_bound(r.lower), _bound(r.upper)) for s, r in program.range_constraints.items()}
-    return Exported(program.graph_module, inputs, user, None, program.call_spec.out_spec, ranges)
+    spec, conditions = program.call_spec.out_spec, guards(program)
+    return Exported(program.graph_module, inputs, user, None, spec, ranges, conditions)
 
 
 def _given(kind: str, name: str, value: Any) -> Given:

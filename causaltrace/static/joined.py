@@ -40,6 +40,9 @@ class Tried:
         """Audit the program at the first of these sizes at which it runs."""
         for values in plan:
             text = self._dynamic.sizes.text(values)
+            if condition := self._dynamic.sizes.denied(values):
+                self._failed[text] = f"the export asks for {condition}"
+                continue
             try:
                 report, constants = audited(self._dynamic.given(values))
             except Exception as error:  # whatever a program does at sizes that are not meant
@@ -60,7 +63,9 @@ class Tried:
         ordered = sorted(self._audits, key=lambda a: list((sizes.hints | a.sizes).values()))
         only = " only" if len(ordered) == 1 else ""
         where = f"at {sizes.names()} = {', '.join(a.text for a in ordered)}{only}, of {sizes.span()}"
-        failed = [f"not at {text} ({what})" for text, what in self._failed.items()]
+        reasons = list(dict.fromkeys(self._failed.values()))
+        at = {r: ", ".join(text for text, why in self._failed.items() if why == r) for r in reasons}
+        failed = [f"not at {at[r]} ({r})" for r in reasons]
         worst = min(self._audits, key=lambda a: STATUS.index(a.report.status))
         report = worst.report
         report.listing = self._audits[0].report.listing

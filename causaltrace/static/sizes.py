@@ -8,23 +8,24 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
 from torch import Tensor
 
+from causaltrace.static import expressions
 from causaltrace.static.errors import AuditError
 
 #: The least and the greatest value of a symbol; None: no bound.
 Range = tuple[int | None, int | None]
+#: Characters of a condition that are shown.
+READ = 100
 #: Sizes that no window, head or block is a multiple of.
 PRIMES = (13, 11, 7, 5, 3)
 #: Sizes beside those of the export are no greater than this, all symbols multiplied.
 LARGEST = 1024
-#: Characters of an expression that is read.
-READABLE = 400
 
 
 @dataclass(frozen=True)
@@ -37,87 +38,66 @@ class Size:
 
     @classmethod
     def read(cls, hint: int, text: str) -> Size:
-        try:
-            tree = ast.parse(text if len(text) <= READABLE else "", mode="eval").body
-            _worked_out(tree, dict.fromkeys(_symbols(tree), 1))
-        except (SyntaxError, ValueError, KeyError, RecursionError, MemoryError):
-            return cls(hint, text)
-        return cls(hint, text, tree)
+        return cls(hint, text, expressions.parsed(text))
 
     def at(self, values: Mapping[str, int]) -> int:
         """The size for these values of the symbols."""
-        return self.hint if self.tree is None else _worked_out(self.tree, values)
+        found = self.hint if self.tree is None else expressions.value(self.tree, values)
+        if found is None:
+            raise ValueError(f"{expressions.short(self.text)} is no size")
+        return found
 
     def symbols(self) -> list[str]:
-        return [] if self.tree is None else list(dict.fromkeys(_symbols(self.tree)))
+        return [] if self.tree is None else list(dict.fromkeys(expressions.names(self.tree)))
 
     def solved(self, size: int) -> dict[str, int]:
         """The value of its symbol for which this is ``size``; empty: there is no such thing."""
         names = self.symbols()
         if len(names) != 1:
             return {}
-        start = self.at({names[0]: 0})
-        slope = self.at({names[0]: 1}) - start
-        value = {names[0]: (size - start) // slope} if slope else {}
-        return value if value and self.at(value) == size else {}
-
-
-def _worked_out(tree: ast.expr, values: Mapping[str, int]) -> int:
-    """Torch writes ``s0 + 1`` or ``Add(Symbol('s0', integer=True), Integer(1))``."""
-    match tree:
-        case ast.Constant(value=int(number)):
-            return number
-        case ast.Name(id=name) | ast.Call(func=ast.Name(id="Symbol"), args=[ast.Constant(value=str(name))]):
-            return values[name]
-        case ast.Call(func=ast.Name(id="Integer"), args=[number]):
-            return _worked_out(number, values)
-        case ast.Call(func=ast.Name(id="Add"), args=parts):
-            return sum(_worked_out(p, values) for p in parts)
-        case ast.Call(func=ast.Name(id="Mul"), args=parts):
-            return prod(_worked_out(p, values) for p in parts)
-        case ast.UnaryOp(op=ast.USub(), operand=part):
-            return -_worked_out(part, values)
-        case ast.BinOp(left=left, op=ast.Add() | ast.Sub() | ast.Mult() as op, right=right):
-            a, b = _worked_out(left, values), _worked_out(right, values)
-            return a + b if isinstance(op, ast.Add) else a - b if isinstance(op, ast.Sub) else a * b
-    raise ValueError("no sum or product of symbols and numbers")
-
-
-def _symbols(tree: ast.expr) -> Iterator[str]:
-    functions = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
-    for node in ast.walk(tree):
-        match node:
-            case ast.Call(func=ast.Name(id="Symbol"), args=[ast.Constant(value=str(name))]):
-                yield name
-            case ast.Name(id=name) if id(node) not in functions:
-                yield name
+        start, following = (expressions.value(self.tree, {names[0]: n}) for n in (0, 1))
+        if start is None or following is None or start == following:
+            return {}
+        value = {names[0]: (size - start) // (following - start)}
+        return value if expressions.value(self.tree, value) == size else {}
 
 
 class Sizes:
-    """What the inputs of a program may be. ``inputs``: of each tensor its dims, of each number itself."""
+    """What the inputs of a program may be. ``inputs``: of each tensor its dims, of each number itself;
+    ``ranges``: of each symbol; ``guards``: conditions that the export found, as torch writes them."""
 
-    def __init__(self, inputs: Mapping[str, Size | Sequence[Size]], ranges: Mapping[str, Range]) -> None:
+    def __init__(
+        self,
+        inputs: Mapping[str, Size | Sequence[Size]],
+        ranges: Mapping[str, Range],
+        guards: Sequence[str] = (),
+    ) -> None:
         self._inputs = {n: [s] if isinstance(s, Size) else list(s) for n, s in inputs.items()}
+        self._numbers = {n for n, s in inputs.items() if isinstance(s, Size)}
         self.hints: dict[str, int] = {}
         for sizes in self._inputs.values():
             for size in sizes:
-                self.hints = size.solved(size.hint) | self.hints
+                self.hints |= {s: n for s, n in size.solved(size.hint).items() if s not in self.hints}
         #: What stays as it is, in words.
         self.held: list[str] = []
         #: For each symbol a dim that it alone decides.
         self._shown: dict[str, tuple[str, Size]] = {}
         for name, sizes in self._inputs.items():
-            if isinstance(inputs[name], Size):
-                continue  # a number is used as it is
             for i, size in enumerate(sizes):
-                if len(size.symbols()) == 1 and self._followed(size):
-                    self._shown.setdefault(size.symbols()[0], (f"{name}.shape[{i}]", size))
+                number = name in self._numbers  # is used as it is
+                if not number and len(size.symbols()) == 1 and self._followed(size):
+                    self._shown.setdefault(size.symbols()[0], (self._place(name, i), size))
         for name, sizes in self._inputs.items():
             for i, size in enumerate(sizes):
-                place = name if isinstance(inputs[name], Size) else f"{name}.shape[{i}]"
-                if size.text and not (self._followed(size) and self._shown.keys() >= set(size.symbols())):
-                    self._hold(place, size)
+                if size.text and not self._followed(size):
+                    self._hold(self._place(name, i), size)
                     sizes[i] = Size(size.hint)
+        self._guards: dict[str, ast.expr] = {}
+        for text in map(expressions.of_guard, guards):
+            if ".shape" in text and not self._guard(text):  # others are about what is the same at all sizes
+                self.held.append(f"the sizes stay as they are ({text[:READ]})")
+                self._shown = {}
+                break
         self.ranges = {s: ranges.get(s, (None, None)) for s in self._shown}
         for symbol, (place, _) in self._shown.items():
             low, high = self._bounds(symbol, 0)
@@ -125,18 +105,38 @@ class Sizes:
                 what = f"{place} was exported with a size that its range does not allow"
                 raise AuditError(what, remedy="export the program again, or give example inputs")
 
+    def _place(self, name: str, i: int) -> str:
+        return name if name in self._numbers else f"{name}.shape[{i}]"
+
     def _hold(self, place: str, size: Size) -> None:
         """It stays as it is, and so do the symbols in it."""
-        text = re.sub(r"Symbol\('(\w+)'[^()]*\)|Integer\((\d+)\)", r"\1\2", size.text)
-        self.held.append(f"{place} stays {size.hint} ({text})")
-        for symbol in re.findall(r"\w+", size.text):
-            if symbol in self._shown:
-                other, shown = self._shown.pop(symbol)
-                self.held.append(f"{other} stays {shown.hint}")
+        self.held.append(f"{place} stays {size.hint} ({expressions.short(size.text)})")
+        for symbol in {s for s in self._shown if s in re.findall(r"\w+", size.text)}:
+            other, shown = self._shown.pop(symbol)
+            self.held.append(f"{other} stays {shown.hint}")
+
+    def _guard(self, text: str) -> bool:
+        """Keep a condition that the export's sizes are seen to meet."""
+        tree = expressions.parsed(text)
+        if tree is None or self._denied(tree, {}):
+            return False
+        self._guards[ast.unparse(tree)] = tree
+        return True
+
+    def _denied(self, guard: ast.expr, values: Mapping[str, int]) -> bool:
+        """Can a guard not be met, or not be followed, at these sizes?"""
+        known: dict[str, int] = {}
+        for name in self._inputs:
+            shape = self.of(name, values)
+            known |= {self._place(name, i): n for i, n in enumerate(shape)}
+        return not expressions.value(guard, known)
+
+    def denied(self, values: Mapping[str, int]) -> str:
+        """The condition of the export that these sizes do not meet, if there is one."""
+        return next((text[:READ] for text, guard in self._guards.items() if self._denied(guard, values)), "")
 
     def _followed(self, size: Size) -> bool:
-        known = all(s in self.hints for s in size.symbols())
-        return size.tree is not None and known and size.at(self.hints) == size.hint
+        return expressions.value(size.tree, self.hints) == size.hint
 
     def _bounds(self, symbol: str, least: int) -> tuple[int, float]:
         low, high = self.ranges[symbol]
@@ -186,17 +186,21 @@ class Sizes:
             [self._chosen(lambda s: PRIMES)],
             [
                 self._chosen(lambda s: [self.ranges[s][1] or 0]),
-                self._chosen(lambda s: [2 * self.hints[s] + 1, self.hints[s] + 1]),
+                self._chosen(lambda s: [2 * self.hints[s] + 1]),
                 self._chosen(lambda s: [2 * self.hints[s]]),
+                self._chosen(lambda s: [self.hints[s] + 1]),
             ],
         ]
         seen = [{s: self.hints[s] for s in self.ranges}]
         trials = []
         for plan in plans:
-            new = [values for values in plan if values not in seen and prod(values.values()) <= LARGEST]
+            new: list[dict[str, int]] = []
+            for values in plan:
+                if values not in (*seen, *new) and prod(values.values()) <= LARGEST:
+                    new.append(values)
             seen += new
-            trials += [new] if new else []
-        return trials
+            trials.append(new)
+        return [new for new in trials if new]
 
     def _least(self, symbol: str) -> Sequence[int]:
         low = max(self.ranges[symbol][0] or 0, 2)
