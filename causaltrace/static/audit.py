@@ -80,7 +80,8 @@ def audit(
     def audited(call: Call, annotates: bool) -> tuple[Report, dict[str, Site]]:
         first = _Pass(call, order, labels, scores, upwards=True, annotates=annotates)
         if first.by_logits and any(t.ndim > 1 and t.shape[0] > 1 for t, _ in first.streams):
-            first.join(_Pass(call, order, labels, scores, upwards=False, annotates=False))  # to later rows
+            back = _Pass(call, order, labels, scores, upwards=False, annotates=False)
+            between_rows(first.judge, back.judge)
         report = first.report(run)
         if call.graph is not None and annotates:
             report.listing = listing(call.graph, first.judge.streams)
@@ -132,20 +133,21 @@ class _Pass:
             if logits is not None:
                 score_logits(tracer, judge, logits, self.streams)
 
-    def join(self, other: _Pass) -> None:
-        """Also what the other pass found between rows."""
-        size = self.judge.streams.size
-        for (kind, site, target), finding in other.judge.findings.items():
-            if finding.stream != finding.source_stream:
-                self.judge.findings[kind, site, size + target] = finding
-        for name, count in other.judge.unproved.items():
-            self.judge.unproved[name] = max(self.judge.unproved[name], count)
-
     def report(self, run: Run) -> Report:
         report = self.judge.report(None)
         report.run = run
         report.ops = uses(self.tracer.ops)
         return report
+
+
+def between_rows(judge: Judge, other: Judge) -> None:
+    """Also what another judge found between rows, which it numbers the other way round."""
+    size = judge.streams.size
+    for (kind, site, target), finding in other.findings.items():
+        if finding.stream != finding.source_stream:
+            judge.findings[kind, site, size + target] = finding
+    for name, count in other.unproved.items():
+        judge.unproved[name] = max(judge.unproved[name], count)
 
 
 def ran(tracer: Static, call: Call, given: Mapping[str, Any]) -> Any:
