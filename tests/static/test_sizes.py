@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import causaltrace
+from causaltrace.report.json import from_json
 from causaltrace.report.model import Report
 from causaltrace.static.sizes import Size, Sizes
 from tests.static.test_archive import rewritten
@@ -136,7 +137,9 @@ def test_a_finding_of_another_size_is_added() -> None:
     report = causaltrace.audit(export(Net(two), ids(1, 8), dynamic_shapes=({1: AUTO},)))
     assert "violation at 2, 17, clean at 8, 13; positions and paths are those at 2" in noted(report)
     assert [(f.stream, f.source) for f in report.violations] == [("ids", 1), ("ids at 17", 16)]
-    assert "ids at 17:x_16" in report.to_text()
+    for text in (report.to_text(), report.to_markdown(), report.to_html(), report.to_sarif()):
+        assert "ids at 17:" in text
+    assert from_json(report.to_json()) == report
 
 
 def test_inputs_with_a_symbol_in_common_have_one_size(tmp_path: Path) -> None:
