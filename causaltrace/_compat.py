@@ -11,6 +11,7 @@ from torch import Tensor, fx
 from torch._library.custom_ops import CustomOpDef
 from torch._ops import HigherOrderOperator
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.export import ExportedProgram
 from torch.nn.attention import flex_attention
 from torch.utils import _python_dispatch
 
@@ -121,6 +122,11 @@ def serialized(kind: str) -> dict[int, Any]:
         "as_memory_format": s._SERIALIZE_TO_TORCH_MEMORY_FORMAT,
     }
     return {int(number): value for number, value in tables[kind].items()}
+
+
+def guards(program: ExportedProgram) -> list[str]:
+    """The conditions on sizes that an export found, as Python; older versions of torch keep none."""
+    return list(getattr(program, "_guards_code", None) or [])
 
 
 #: Methods of storages that put them where other processes can write them.

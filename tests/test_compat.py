@@ -18,6 +18,7 @@ from causaltrace._compat import (
     CustomOp,
     current_node,
     eager_form,
+    guards,
     has_composite_kernel,
     has_own_kernel,
     held_by,
@@ -165,3 +166,14 @@ def test_a_small_cholesky_that_fails_keeps_the_columns_before() -> None:
 
 def test_types_have_short_names() -> None:
     assert DTYPES[torch.float32] == "f32" and DTYPES[torch.int64] == "i64", HINT + "types are named otherwise"
+
+
+def test_exports_keep_their_conditions() -> None:
+    class Even(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            torch._check(x.shape[0] % 2 == 0)
+            return x + 1
+
+    program = torch.export.export(Even(), (torch.ones(4),), dynamic_shapes=({0: torch.export.Dim.AUTO},))
+    known = [[], ["(L['x'].size()[0] % 2) == 0"]]  # torch 2.8 and older keep none
+    assert guards(program) in known, HINT + "conditions of an export are written otherwise"

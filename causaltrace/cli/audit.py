@@ -36,6 +36,14 @@ LabelsOption = Annotated[
 ScoresOption = Annotated[
     str | None, typer.Option("--scores", help="The output that holds logits: its name or number.")
 ]
+LoopOption = Annotated[
+    bool,
+    typer.Option(
+        "--loop",
+        help="TARGET is a function without parameters that returns one step of a loop, its state, and the "
+        "inputs of a step: prove it for any number of steps.",
+    ),
+]
 ListingOption = Annotated[
     bool, typer.Option("--listing", help="Also list the nodes of a graph, each with the latest label in it.")
 ]
@@ -46,6 +54,7 @@ def audit(
     input: InputOption = None,
     labels: LabelsOption = None,
     scores: ScoresOption = None,
+    loop: LoopOption = False,
     listing: ListingOption = False,
     html: o.HtmlOption = None,
     markdown: o.MarkdownOption = None,
@@ -60,10 +69,16 @@ def audit(
     """
     from causaltrace.static.audit import audit as audited
     from causaltrace.static.errors import AuditError
+    from causaltrace.static.loop import audit_loop as looped
 
     try:
-        found, given = _found(target, [_example(text) for text in input or ()])
-        report = audited(found, *given, labels=_named(labels), scores=_named(scores))
+        examples = [_example(text) for text in input or ()]
+        if loop:
+            step, state, *given = _loop(target, examples)
+            report = looped(step, state, *given, labels=_named(labels), scores=_named(scores))
+        else:
+            found, given = _found(target, examples)
+            report = audited(found, *given, labels=_named(labels), scores=_named(scores))
     except (AuditError, TypeError, ValueError, ImportError, AttributeError) as error:
         typer.echo(f"causaltrace: {error}", err=True)
         raise typer.Exit(ERROR) from error
@@ -79,6 +94,23 @@ def _found(text: str, given: list[Tensor]) -> tuple[Any, list[Any]]:
     """The target that ``text`` names, and its example inputs."""
     if text.endswith(".pt2"):
         return Path(text), given
+    found = _imported(text)
+    if given or not _needs_nothing(found):
+        return found, given
+    made = found()
+    return (made[0], list(made[1:])) if isinstance(made, tuple) else (made, [])
+
+
+def _loop(text: str, given: list[Tensor]) -> tuple[Any, ...]:
+    """The step that ``text`` names, its state, and its example inputs."""
+    found = _imported(text)
+    made = found() if _needs_nothing(found) else None
+    if not isinstance(made, tuple) or len(made) < 2:
+        raise ValueError(f"--loop: {text} is no function of nothing that returns a step and its state")
+    return (*made[:2], *(given or made[2:]))
+
+
+def _imported(text: str) -> Any:
     module, colon, name = text.partition(":")
     if not colon or not name:
         raise ValueError(f"{text!r} names no target: give MODULE:NAME, or a file that ends in .pt2")
@@ -89,10 +121,7 @@ def _found(text: str, given: list[Tensor]) -> tuple[Any, list[Any]]:
         sys.path.pop(0)
     for part in name.split("."):
         found = getattr(found, part)
-    if given or not _needs_nothing(found):
-        return found, given
-    made = found()
-    return (made[0], list(made[1:])) if isinstance(made, tuple) else (made, [])
+    return found
 
 
 def _needs_nothing(found: Any) -> bool:

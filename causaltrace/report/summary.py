@@ -33,7 +33,8 @@ ORDERS: dict[str, str] = {
 SCOPE = "The verdict is about this run: this program path, these weights, these tokens, eager execution."
 #: The same, of a static audit.
 AUDITED = (
-    "The verdict is about this program path and these shapes, for any weights and tokens: docs/static.md."
+    "The verdict is about this program path and the shapes that were tried, for any weights and tokens: "
+    "docs/static.md."
 )
 
 _UNNAMED_STREAM = "labels"

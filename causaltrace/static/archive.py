@@ -19,7 +19,8 @@ from torch import Tensor, fx
 
 from causaltrace._compat import serialized
 from causaltrace.static.errors import AuditError
-from causaltrace.static.exported import Exported, Given, Program
+from causaltrace.static.exported import Exported, Given, Program, example
+from causaltrace.static.sizes import Range, Size
 
 #: Python's functions on numbers and lists that graphs use.
 PYTHON = (
@@ -73,17 +74,21 @@ def _read(archive: zipfile.ZipFile) -> Exported:
     models = [n for n in names if "/models/" in f"/{n}" and n.endswith(".json")]
     if len(models) != 1:
         raise AuditError(f"the file holds {len(models)} exported programs, not one", remedy=REMEDY)
-    module = json.loads(archive.read(models[0]))["graph_module"]
+    program = json.loads(archive.read(models[0]))
+    module = program["graph_module"]
     graph = module["graph"]
     if graph.get("custom_obj_values"):
         raise AuditError("the program holds objects of classes of its own", remedy=REMEDY)
     made = _Graph(graph)
     constants = dict(_constants(archive, names))
-    inputs = [_given(spec, graph["tensor_values"], constants) for spec in module["signature"]["input_specs"]]
+    inputs = [_given(spec, graph, constants) for spec in module["signature"]["input_specs"]]
     user = [
         i for i, spec in enumerate(module["signature"]["output_specs"]) if next(iter(spec)) == "user_output"
     ]
-    return Exported(Program(made.graph), inputs, user, _keys(module, len(user)))
+    ranges = {name: _range(name, r) for name, r in (program.get("range_constraints") or {}).items()}
+    guards = [str(text) for text in program.get("guards_code") or []]
+    keys = _keys(module, len(user))
+    return Exported(Program(made.graph), inputs, user, keys, ranges=ranges, guards=guards)
 
 
 class _Graph:
@@ -172,34 +177,47 @@ def _target(name: str) -> Any:
     raise AuditError(f"the program calls {name}, which is no operation of this torch", remedy=REMEDY)
 
 
-def _size(value: dict[str, Any]) -> int:
+def _size(value: dict[str, Any]) -> Size:
     kind, inner = next(iter(value.items()))
     if kind == "as_int":
-        return int(inner)
+        return Size(int(inner))
     hint = (inner.get("hint") or {}).get("as_int")
     if hint is None:
         raise AuditError("the program has a size that is not known: give example inputs", remedy=REMEDY)
-    return int(hint)
+    return Size.read(int(hint), str(inner["expr_str"]))
 
 
-def _example(meta: dict[str, Any]) -> Tensor:
-    return torch.empty([_size(n) for n in meta["sizes"]], dtype=serialized("as_scalar_type")[meta["dtype"]],
-                       device="meta")  # fmt: skip
+def _range(name: str, bounds: dict[str, Any]) -> Range:
+    """The least and the greatest value of a symbol."""
+    low, high = (bounds.get(b) if isinstance(bounds, dict) else "?" for b in ("min_val", "max_val"))
+    whole = all(n is None or type(n) is int for n in (low, high))
+    if not whole or low is not None and high is not None and low > high:
+        raise AuditError(f"{bounds} is no range of sizes, which {name} should have", remedy=REMEDY)
+    return low, high
 
 
-def _given(spec: dict[str, Any], metas: dict[str, Any], constants: dict[str, Tensor]) -> Given:
+def _given(spec: dict[str, Any], graph: dict[str, Any], constants: dict[str, Tensor]) -> Given:
     kind, value = next(iter(spec.items()))
     argument = value["arg"]
     if kind == "user_input":
-        inner = argument.get("as_tensor")
-        if inner is None:
-            return Given(kind, "", next(iter(argument.values())))
-        return Given(kind, inner["name"], _example(metas[inner["name"]]))
+        form, inner = next(iter(argument.items()))
+        if form == "as_tensor":
+            return _tensor(kind, inner["name"], graph)
+        if form == "as_sym_int" and "as_name" in inner:
+            size = _size(graph["sym_int_values"][inner["as_name"]])
+            return Given(kind, inner["as_name"], size.hint, size)
+        return Given(kind, "", inner)
     if kind not in ("parameter", "buffer", "tensor_constant"):
         raise AuditError(f"the program takes a {kind} of its own", remedy=REMEDY)
     fqn = value[f"{kind}_name"]
     known = constants.get(fqn) if kind != "parameter" else None
-    return Given(kind, argument["name"], _example(metas[argument["name"]]) if known is None else known)
+    return _tensor(kind, argument["name"], graph) if known is None else Given(kind, argument["name"], known)
+
+
+def _tensor(kind: str, name: str, graph: dict[str, Any]) -> Given:
+    meta = graph["tensor_values"][name]
+    size = tuple(_size(n) for n in meta["sizes"])
+    return Given(kind, name, example(size, serialized("as_scalar_type")[meta["dtype"]]), size)
 
 
 def _constants(archive: zipfile.ZipFile, names: list[str]) -> Iterator[tuple[str, Tensor]]:
@@ -213,8 +231,8 @@ def _constants(archive: zipfile.ZipFile, names: list[str]) -> Iterator[tuple[str
             data = bytearray(archive.read(f"{folder}/{entry['path_name']}"))
             dtype = serialized("as_scalar_type")[meta["dtype"]]
             flat = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
-            sizes, strides = [_size(n) for n in meta["sizes"]], [_size(n) for n in meta["strides"]]
-            yield fqn, flat.as_strided(sizes, strides, _size(meta["storage_offset"])).clone()
+            sizes, strides = [_size(n).hint for n in meta["sizes"]], [_size(n).hint for n in meta["strides"]]
+            yield fqn, flat.as_strided(sizes, strides, _size(meta["storage_offset"]).hint).clone()
 
 
 def _keys(module: dict[str, Any], count: int) -> list[str] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,6 +25,7 @@ from causaltrace.shadow import Shadow
 from causaltrace.site import Site
 from causaltrace.static.capture import Call, captured
 from causaltrace.static.errors import AuditError
+from causaltrace.static.joined import Tried
 from causaltrace.static.kept import kept
 from causaltrace.static.listing import listing
 from causaltrace.static.tracer import Static
@@ -74,13 +76,35 @@ def audit(
     check_order(order)
     run = made_now()
     call = captured(target, example_inputs, named)
-    first = _Pass(call, order, labels, scores, upwards=True)
-    if first.by_logits and any(t.ndim > 1 and t.shape[0] > 1 for t, _ in first.streams):
-        first.join(_Pass(call, order, labels, scores, upwards=False))  # from rows to later rows
-    report = first.report(run)
-    if call.graph is not None:
-        report.listing = listing(call.graph, first.judge.streams)
+
+    def audited(call: Call, annotates: bool) -> tuple[Report, dict[str, Site]]:
+        first = _Pass(call, order, labels, scores, upwards=True, annotates=annotates)
+        if first.by_logits and any(t.ndim > 1 and t.shape[0] > 1 for t, _ in first.streams):
+            back = _Pass(call, order, labels, scores, upwards=False, annotates=False)
+            between_rows(first.judge, back.judge)
+        report = first.report(run)
+        if call.graph is not None and annotates:
+            report.listing = listing(call.graph, first.judge.streams)
+        return report, first.tracer.constants
+
+    report, constants = audited(call, True)
+    where = "of these shapes"
+    if call.dynamic is not None:
+        tried = Tried(call.dynamic, report, constants)
+        for plan in call.dynamic.sizes.trials():
+            tried.first(plan, lambda given: audited(replace(call, named=given), False))
+        report, constants, where = tried.joined()
+    report.notes.insert(0, claim(f"any weights and tokens {where}", constants))
     return report
+
+
+def claim(what: str, constants: Mapping[str, Site]) -> Notice:
+    """What the report holds for."""
+    message = f"static audit: holds for {what}"
+    if constants:
+        listed = [f"{n} at {Path(site.file).name}:{site.line}" for n, site in sorted(constants.items())]
+        message += f", given these constants: {', '.join(listed)}"
+    return Notice("CT097", message)
 
 
 class _Pass:
@@ -88,11 +112,12 @@ class _Pass:
     round: a label is late where it reaches a row before its own, and no order of rows shows both ways."""
 
     def __init__(
-        self, call: Call, order: str, labels: str | int | None, scores: str | int | None, upwards: bool
-    ) -> None:
+        self, call: Call, order: str, labels: str | int | None, scores: str | int | None,
+        upwards: bool, annotates: bool,
+    ) -> None:  # fmt: skip
         judge = self.judge = Judge(Streams(), order)
         tracer = self.tracer = Static(cast(Recorder, judge), False, torch.device("cpu"), record=judge.record)
-        judge.ledger, tracer.annotates = tracer.ledger, upwards
+        judge.ledger, tracer.annotates = tracer.ledger, annotates
         given = call.bind(tracer)
         self.streams = _label(judge, tracer, given, labels, upwards)
         with opened(tracer, call):
@@ -108,28 +133,21 @@ class _Pass:
             if logits is not None:
                 score_logits(tracer, judge, logits, self.streams)
 
-    def join(self, other: _Pass) -> None:
-        """Also what the other pass found between rows."""
-        size = self.judge.streams.size
-        for (kind, site, target), finding in other.judge.findings.items():
-            if finding.stream != finding.source_stream:
-                self.judge.findings[kind, site, size + target] = finding
-        for name, count in other.judge.unproved.items():
-            self.judge.unproved[name] = max(self.judge.unproved[name], count)
-
     def report(self, run: Run) -> Report:
-        constants = self.tracer.constants
-        message = "static audit: holds for any weights and tokens of these shapes"
-        if constants:
-            listed = ", ".join(
-                f"{name} at {Path(site.file).name}:{site.line}" for name, site in sorted(constants.items())
-            )
-            message = f"static audit: holds for any weights and tokens, given these constants: {listed}"
-        self.judge.notes.append(Notice("CT097", message))
         report = self.judge.report(None)
         report.run = run
         report.ops = uses(self.tracer.ops)
         return report
+
+
+def between_rows(judge: Judge, other: Judge) -> None:
+    """Also what another judge found between rows, which it numbers the other way round."""
+    size = judge.streams.size
+    for (kind, site, target), finding in other.findings.items():
+        if finding.stream != finding.source_stream:
+            judge.findings[kind, site, size + target] = finding
+    for name, count in other.unproved.items():
+        judge.unproved[name] = max(judge.unproved[name], count)
 
 
 def ran(tracer: Static, call: Call, given: Mapping[str, Any]) -> Any:

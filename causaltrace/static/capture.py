@@ -17,15 +17,27 @@ from torch.export import ExportedProgram
 from causaltrace.static.archive import REMEDY, load
 from causaltrace.static.arguments import mapped
 from causaltrace.static.errors import AuditError
-from causaltrace.static.exported import Exported, Program, of_program
+from causaltrace.static.exported import Exported, Given, Program, of_program
 from causaltrace.static.interpret import ProvenanceInterpreter
+from causaltrace.static.sizes import Sizes
 from causaltrace.static.tracer import Static
+
+
+@dataclass
+class Dynamic:
+    """An exported program whose inputs may have other sizes."""
+
+    sizes: Sizes
+    inputs: list[Given]
+
+    def given(self, values: Mapping[str, int]) -> dict[str, Any]:
+        return {g.name: g.at(self.sizes, values) for g in self.inputs}
 
 
 @dataclass
 class Call:
     """Something to run on arguments. ``names`` are those of the positional ones; ``modules`` may be changed
-    by it; ``graph`` is what it runs, if that is a graph."""
+    by it; ``graph`` is what it runs, if that is a graph, and ``dynamic`` says what else its inputs may be."""
 
     run: Callable[[Static, Mapping[str, Any]], Any]
     args: tuple[Any, ...]
@@ -33,6 +45,7 @@ class Call:
     names: list[str]
     modules: list[nn.Module] = field(default_factory=list)
     graph: fx.GraphModule | Program | None = None
+    dynamic: Dynamic | None = None
 
     def bind(self, tracer: Static) -> dict[str, Any]:
         """Every argument by name; tensors as fakes of which nothing is known."""
@@ -108,15 +121,20 @@ def _graph(module: fx.GraphModule, args: tuple[Any, ...], named: dict[str, Any])
 
 
 def _exported(program: Exported, args: tuple[Any, ...], named: dict[str, Any]) -> Call:
-    """An exported program, on the example inputs or on ones as it was exported with."""
-    user = [g for g in program.inputs if g.kind == "user_input"]
+    """An exported program, on inputs as it was exported with, of other sizes if example inputs say so."""
+    user = program.user()
     names = [g.name for g in user]
     unknown = sorted(set(named) - set(names))
     if unknown or len(args) > len(names):
         raise TypeError(
             f"the program takes {', '.join(names) or 'no inputs'}: {', '.join(unknown) or len(args)}"
         )
-    given = {g.name: g.value for g in user} | dict(zip(names, args, strict=False)) | named
+    chosen = dict(zip(names, args, strict=False)) | named
+    dynamic = Dynamic(program.sizes, user)
+    values: dict[str, int] = {}
+    for name, value in chosen.items():
+        values |= dynamic.sizes.solved(name, value)
+    given = dynamic.given(values) | chosen
 
     def run(tracer: Static, given: Mapping[str, Any]) -> Any:
         values = [given[g.name] if g.kind == "user_input" else g.value for g in program.inputs]
@@ -134,4 +152,4 @@ def _exported(program: Exported, args: tuple[Any, ...], named: dict[str, Any]) -
             text = str(error).partition("\n")[0]
             raise AuditError(f"the file's program cannot be run ({text})", remedy=REMEDY) from error
 
-    return Call(run, (), given, [], graph=program.module)
+    return Call(run, (), given, [], graph=program.module, dynamic=None if chosen else dynamic)

@@ -14,4 +14,4 @@ class AuditError(RuntimeError):
     def __init__(self, what: str, site: Site | None = None, remedy: str = DYNAMIC) -> None:
         where = "" if site is None else f"{site}: "
         super().__init__(f"{where}{what}; {remedy}")
-        self.site = site
+        self.what, self.site = what, site

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -17,9 +16,20 @@ from causaltrace.ops import uses
 from causaltrace.policy import Judge, check_order
 from causaltrace.report.about import made_now
 from causaltrace.report.model import Notice, Report
+from causaltrace.report.summary import plural
 from causaltrace.shadow import Shadow
 from causaltrace.site import Site
-from causaltrace.static.audit import INTEGERS, line_of, logits_in, opened, ran, score_logits, score_returned
+from causaltrace.static.audit import (
+    INTEGERS,
+    between_rows,
+    claim,
+    line_of,
+    logits_in,
+    opened,
+    ran,
+    score_logits,
+    score_returned,
+)
 from causaltrace.static.capture import Call, captured
 from causaltrace.static.errors import AuditError
 from causaltrace.static.relative import Frontier, Look
@@ -67,8 +77,8 @@ def audit_loop(
             False: rows follow one another in one stream, and so do the steps. None: both are tried.
         stride: how many labels further the next step's inputs lie. None: the next step begins to score
             right behind the last label that this one scored.
-        steps: run so many, and prove it for no more than that unless they end at a fixed point; for states
-            that grow. None: as many as it takes to a fixed point.
+        steps: run so many, and prove it for so many, for states that grow. If they end at a fixed point it
+            holds for any number, and the report says so. None: as many as it takes to a fixed point.
 
     Raises:
         AuditError: as for ``audit``.
@@ -129,18 +139,25 @@ class _Loop:
         run = made_now()
         rows = self.rows if documents else 1
         length = max(count // rows + at for count, at in self.lengths)
-        first = Unrolled(self, rows, length, [length] * rows, 1)
+        first = Unrolled(self, rows, length, [length] * rows, 1, upwards=True)
         strides = [self.stride or first.scored_span(row) or length for row in range(rows)]
         if not first.judge.ledger.order:
             return first.report(run, None)
-        last, tries = first, (self.steps,) if self.steps else UNROLLED
-        for count in tries:
-            last = Unrolled(self, rows, length, strides, count)
-            if last.closed:
-                break
+        last = self._unrolled(rows, length, strides, upwards=True)
+        if last.by_logits and rows > 1:  # from rows to later rows
+            last.join(self._unrolled(rows, length, strides, upwards=False))
         hidden = {n.message: n for n in (*first.hidden(), *last.hidden())}
         last.judge.notes += hidden.values()
         return last.report(run, strides)
+
+    def _unrolled(self, rows: int, length: int, strides: Sequence[int], upwards: bool) -> Unrolled:
+        """So many steps as it takes to a fixed point."""
+        *tries, most = (self.steps,) if self.steps else UNROLLED
+        for count in tries:
+            found = Unrolled(self, rows, length, strides, count, upwards)
+            if found.closed:
+                return found
+        return Unrolled(self, rows, length, strides, most, upwards)
 
 
 def _places(given: Mapping[str, Any], labels: str | int | Mapping[str, int] | None) -> dict[str, int]:
@@ -173,18 +190,21 @@ def _places(given: Mapping[str, Any], labels: str | int | Mapping[str, int] | No
 
 class Unrolled:
     """So many steps, one after the other, under one tracer. ``closed``: after the last step the state holds
-    no more than before it, so that every further step is like the last one."""
+    no more than before it, so that every further step is like the last one. ``upwards``: rows are numbered
+    from the first to the last, else the other way round, as in ``audit``."""
 
-    def __init__(self, loop: _Loop, rows: int, length: int, strides: Sequence[int], steps: int) -> None:
+    def __init__(
+        self, loop: _Loop, rows: int, length: int, strides: Sequence[int], steps: int, upwards: bool
+    ) -> None:
         self.loop, self.rows, self.length, self.strides, self.steps = loop, rows, length, strides, steps
         judge = self.judge = Judge(Streams(), loop.order)
         tracer = self.tracer = Static(cast(Recorder, judge), False, torch.device("cpu"), record=judge.record)
         judge.ledger, tracer.annotates = tracer.ledger, False
-        self.offsets = []
-        for row, stride in enumerate(strides):
+        self.offsets = [0] * rows
+        for row in range(rows) if upwards else reversed(range(rows)):
             name = loop.name if rows == 1 else f"{loop.name}[{row}]"
-            size = torch.empty(length + stride * (steps - 1), dtype=torch.long, device="meta")
-            self.offsets.append(judge.streams.add(name, size).offset)
+            size = torch.empty(length + strides[row] * (steps - 1), dtype=torch.long, device="meta")
+            self.offsets[row] = judge.streams.add(name, size).offset
         tracer.ledger.grow(judge.streams.size)
         self.closed, self.why = False, ""
         self.looks: dict[str, Look] = {}
@@ -235,7 +255,7 @@ class Unrolled:
                 logits = logits_in(result, loop.scores)
                 if logits is not None:
                     score_logits(tracer, judge, logits, labelled)
-            self.by_logits = len(judge.ledger.order) > scored and loop.scores is None
+            self.by_logits = len(judge.ledger.order) > scored
 
     def _label(self, k: int, given: Mapping[str, Any]) -> list[tuple[Tensor, Tensor]]:
         """The inputs of step ``k`` hold the labels of its part of the stream."""
@@ -280,7 +300,7 @@ class Unrolled:
                 at = self._scored(row, max(k, 0))
                 passed = first + (k + 1) * stride - 1
                 ends.append((first, int(at[-1]) if at.numel() else passed))
-            frontier = Frontier(tracer.ledger, ends)
+            frontier = Frontier(tracer.ledger, sorted(ends))
             looks, reasons, storages = {}, [], set()
             for held in (declared, beside):
                 for path, t in held.tensors.items():
@@ -361,6 +381,12 @@ class Unrolled:
 
     # -- the report -----------------------------------------------------------------------------------
 
+    def join(self, other: Unrolled) -> None:
+        """Also what was found with the rows numbered the other way round."""
+        between_rows(self.judge, other.judge)
+        self.closed, self.why = self.closed and other.closed, self.why or other.why
+        self.steps = max(self.steps, other.steps)
+
     def hidden(self) -> list[Notice]:
         """What survives and was not declared."""
         out = []
@@ -376,7 +402,7 @@ class Unrolled:
     def report(self, run: Any, strides: Sequence[int] | None) -> Report:
         notes = self.judge.notes
         if strides is not None:
-            notes.append(Notice("CT097", self._claim(strides)))
+            notes.append(self._claim(strides))
             if self.changing:
                 message = f"numbers in Python change from step to step: {_some(self.changing)}"
                 remedy = "the proof is about steps that take the same path whatever these are"
@@ -390,23 +416,18 @@ class Unrolled:
         report.ops = uses(self.tracer.ops)
         return report
 
-    def _claim(self, strides: Sequence[int]) -> str:
+    def _claim(self, strides: Sequence[int]) -> Notice:
         if self.closed:
             count = "any number of steps"
+            if self.loop.steps:  # more than what was asked for
+                count = f"a loop of {self.steps} steps, and for {count},"
             induction = f"; after step {self.steps} the state holds what it held before it (induction)"
         else:
-            count, induction = f"a loop of {self.steps} steps", ""
+            count, induction = f"a loop of {plural(self.steps, 'step')}", ""
         ahead = str(strides[0]) if len(set(strides)) == 1 else "as many as were scored"
         rows = "" if self.rows == 1 else ", each row in its own stream"
-        message = (
-            f"static audit: holds for {count} of these shapes, each {ahead} labels further on{rows}, for any "
-            f"weights and tokens{induction}"
-        )
-        constants = self.tracer.constants
-        if constants:
-            listed = [f"{n} at {Path(s.file).name}:{s.line}" for n, s in sorted(constants.items())]
-            message += f", given these constants: {', '.join(listed)}"
-        return message
+        what = f"{count} of these shapes, each {ahead} labels further on{rows}, for any weights and tokens"
+        return claim(what + induction, self.tracer.constants)
 
 
 def _changed(numbers: Mapping[str, Any], name: str, value: Any) -> bool:

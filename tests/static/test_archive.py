@@ -213,6 +213,17 @@ def made():
     return ahead, torch.zeros(6, dtype=torch.long)
 def branch(ids):
     return net(ids) if ids.sum() else None
+def step(state, ids, late=False):
+    nll = lambda: torch.nn.functional.cross_entropy(state[0](ids[:-1]), ids[1:], reduction="sum")
+    score = None if late else nll().detach()
+    nll().backward()
+    state[1].step()
+    return nll().detach() if late else score
+def loop():
+    table = torch.nn.Embedding(11, 11)
+    return step, [table, torch.optim.SGD(table.parameters(), lr=0.1)]
+def late():
+    return lambda state, ids: step(state, ids, True), loop()[1], torch.zeros(9, dtype=torch.long)
 """
 
 
@@ -234,6 +245,12 @@ def test_the_command(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         (["audited_module"], 2, "names no target"),
         (["audited_module:net", "-i", "8:int99"], 2, "give a shape"),
         (["none.pt2"], 2, "No such file"),
+        (["audited_module:loop", "--loop", "-i", "9"], 0, "any number of steps"),
+        (["audited_module:late", "--loop"], 1, "VIOLATION"),
+        (["audited_module:loop", "--loop"], 2, "no input holds labels"),
+        (["audited_module:made", "--loop", "-i", "9"], 2, "takes 1 positional argument"),
+        (["audited_module:net", "--loop", "-i", "9"], 2, "returns a step and its state"),
+        (["net.pt2", "--loop"], 2, "names no target"),
     ):
         result = CliRunner().invoke(app, ["audit", *arguments])
         assert result.exit_code == code and words in result.output, (arguments, result.output)

@@ -380,6 +380,16 @@ def test_logits_of_a_step() -> None:
     assert causaltrace.audit_loop(step, cached(), ids(), True, stride=7).status == "violation"
 
 
+def test_so_many_steps() -> None:
+    for steps, words in (
+        (1, "for a loop of 1 step of these shapes"),
+        (3, "for a loop of 3 steps, and for any number of steps, of these shapes"),
+        (None, "for any number of steps of these shapes"),
+    ):
+        report = causaltrace.audit_loop(score_first, sgd(), ids(), steps=steps)
+        assert report.status == "clean" and words in report.notes[0].message
+
+
 def test_usage() -> None:
     with pytest.raises(ValueError, match="order must be"):
         causaltrace.audit_loop(score_first, sgd(), ids(), order="x")
