@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from causaltrace.boundary import indexing, slots
+from causaltrace.boundary import calls, indexing, slots
 from causaltrace.boundary.arrays import Arrays, arrays_in, as_array, bare
 from causaltrace.boundary.ndarray import LabelArray, labelled, opened, read
 from causaltrace.boundary.ndarray import current as current
@@ -49,7 +49,7 @@ def enter(tracer: Tracer, replace: Replace) -> list[Callable[[], None]]:
         undo()
         arrays.open = False
 
-    return [opened(arrays), end]
+    return [opened(arrays), end, *calls.enter(arrays)]
 
 
 def _bound_to(names: dict[int, Any]) -> Iterator[tuple[Any, str, Any]]:
@@ -179,8 +179,10 @@ def _taking(arrays: Arrays, name: str) -> Callable[..., Any]:
     original = getattr(np.ndarray, name)
 
     def method(self: np.ndarray, *args: Any, **kwargs: Any) -> Any:
-        if not arrays.inside and type(self) is np.ndarray and any(
-            True for a in arrays_in([args, kwargs]) if type(a) is not np.ndarray
+        if (
+            not arrays.inside
+            and type(self) is np.ndarray
+            and any(True for a in arrays_in([args, kwargs]) if type(a) is not np.ndarray)
         ):
             return getattr(self.view(LabelArray), name)(*args, **kwargs)
         return original(self, *args, **kwargs)

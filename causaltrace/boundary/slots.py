@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-#: CPython's flag of types whose attributes cannot be set, and where a type keeps its flags and its slots.
-IMMUTABLE = 1 << 8
+#: CPython's flags of types whose attributes cannot be set, and of those that are called past ``__call__``; and
+#: where a type keeps its flags and its slots.
+IMMUTABLE, VECTORCALL = 1 << 8, 1 << 11
 WORD = ctypes.sizeof(ctypes.c_void_p)
 _FLAGS = next(
     place
@@ -27,10 +28,9 @@ _BUFFER, _MAPPING, _SEQUENCE = _FLAGS - WORD, _FLAGS - 7 * WORD, _FLAGS - 8 * WO
 
 
 def _table(kind: type, place: int, size: int) -> Any:
-    """A type's table of C functions."""
+    """A type's table of C functions; an empty one if it has none."""
     address = ctypes.c_void_p.from_address(id(kind) + place).value
-    assert address is not None
-    return (ctypes.c_void_p * size).from_address(address)
+    return (ctypes.c_void_p * (size if address else 0)).from_address(address or id(kind))
 
 
 def patched(kind: type, methods: dict[str, Callable[..., Any]]) -> Callable[[], None]:
@@ -38,15 +38,18 @@ def patched(kind: type, methods: dict[str, Callable[..., Any]]) -> Callable[[], 
     tables = [_table(kind, _MAPPING, 3), _table(kind, _SEQUENCE, 8)]
     slots = [list(table) for table in tables]
     old = {name: vars(kind)[name] for name in methods}
+    flags = ctypes.c_ulong.from_address(id(kind) + _FLAGS)
+    fixed = flags.value & (IMMUTABLE | VECTORCALL)
 
     def put(new: dict[str, Any]) -> None:
-        flags = ctypes.c_ulong.from_address(id(kind) + _FLAGS)
         flags.value &= ~IMMUTABLE
+        if "__call__" in new:
+            flags.value &= ~VECTORCALL
         try:
             for name, method in new.items():
                 setattr(kind, name, method)
         finally:
-            flags.value |= IMMUTABLE
+            flags.value |= fixed if new is old else fixed & IMMUTABLE
 
     def undo() -> None:
         put(old)
