@@ -21,7 +21,7 @@ from torch import Tensor
 from causaltrace.boundary.host import Host
 from causaltrace.boundary.outside import Outside
 from causaltrace.lattice.cells import Cells
-from causaltrace.ledger import Pending
+from causaltrace.ledger import Ledger, Pending
 from causaltrace.perturb import differs
 from causaltrace.shadow import Memory, Shadow
 from causaltrace.site import Site
@@ -38,7 +38,9 @@ class Index(NamedTuple):
 
 
 class Notes(Recorder):
-    """What the tracer told."""
+    """What the tracer told. What Python has been given may be in all that is made of Python's data."""
+
+    ledger: Ledger
 
     def __init__(self) -> None:
         self.opaque_ops: list[str] = []
@@ -49,6 +51,7 @@ class Notes(Recorder):
 
     def escaped(self, what: str, shadow: Shadow, site: Site) -> None:
         self.escapes.append(what)
+        self.ledger.raise_watermark(self.ledger.depends(shadow, "possible"))
 
     def opaque(self, op: str, cells: Cells | None, site: Site) -> None:
         self.opaque_ops.append(op)
@@ -66,9 +69,11 @@ class CheckedMemory(Memory):
 
 
 def tracer() -> Tracer:
-    out = Tracer(Notes(), False, torch.device("cpu"))
+    notes = Notes()
+    out = Tracer(notes, False, torch.device("cpu"))
     out.memory = CheckedMemory(out.algebra)
     out.ledger.memory = out.memory
+    notes.ledger = out.ledger
     return out
 
 

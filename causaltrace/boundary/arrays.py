@@ -239,6 +239,8 @@ class Arrays:
             for result, shadow in pairs:
                 if isinstance(result, np.ndarray):
                     self.write(result, shadow)
+                    if not (type(result) is np.ndarray or hasattr(result, "bare")):
+                        self.unseen(f"{full} gave a {type(result).__name__}: it", result, after)
             if after is not None:  # what is scored is scored before Python has it
                 after.report(self.tracer)
             for result, shadow in pairs:
@@ -246,9 +248,13 @@ class Arrays:
                     self.touch(full, shadow)
 
     def written(self, full: str, a: np.ndarray, places: Sequence[Any], after: After | None) -> None:
-        """As ``done``, for ``places`` in ``a``. If that is no array that tells of what is done with it,
-        whoever has it can read and write there unseen."""
+        """As ``done``, for ``places`` in ``a``."""
         self.done(full, places, after)
+        self.unseen(full, a, after)
+
+    def unseen(self, full: str, a: np.ndarray, after: After | None) -> None:
+        """``a`` was written to. If it is no array that tells of what is done with it, whoever has it can read
+        and write there unseen."""
         if not hasattr(a, "bare") and after is not None:
             self.lent(f"{full} into an array that was made before labels reached numpy", a)
 

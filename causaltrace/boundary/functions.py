@@ -180,6 +180,8 @@ MIXED = frozenset(
 
 def called(arrays: Arrays, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """``func(*args, **kwargs)``, bare or labelled."""
+    if arrays.unlabelled(list(arrays_in([args, kwargs]))):
+        return arrays.plainly(func, args, kwargs)
     name = f"{func.__module__}.{func.__name__}".removeprefix("numpy.")
     name = name.removeprefix("lib.stride_tricks.").removeprefix("lib._stride_tricks_impl.")
     if name in FREE:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from causaltrace.boundary import functions, indexing, slots, ufuncs
-from causaltrace.boundary.arrays import Arrays, arrays_in, bare
+from causaltrace.boundary.arrays import Arrays, bare
 from causaltrace.boundary.number import number, told
 
 #: Those of the watch that is open; without one, a LabelArray is an array like any other.
@@ -49,15 +49,13 @@ class LabelArray(np.ndarray):
     # -- what numpy hands over ------------------------------------------------------------------------
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
-        if not _open or not options and _open[-1].unlabelled(inputs):
-            return labelled(getattr(ufunc, method)(*bare(inputs), **bare(options)))
+        if not _open:
+            return getattr(ufunc, method)(*bare(inputs), **bare(options))
         return labelled(ufuncs.called(_open[-1], ufunc, method, inputs, options))
 
     def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
         if not _open:
             return func(*bare(args), **bare(kwargs))
-        if _open[-1].unlabelled(list(arrays_in([args, kwargs]))):
-            return labelled(_open[-1].plainly(func, args, kwargs))
         return labelled(functions.called(_open[-1], func, args, kwargs))
 
     def __getitem__(self, key: Any) -> Any:

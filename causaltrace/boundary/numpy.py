@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from causaltrace.boundary import indexing, slots, ufuncs
+from causaltrace.boundary import calls, indexing, slots
 from causaltrace.boundary.arrays import Arrays, arrays_in, as_array, bare, labels_in
 from causaltrace.boundary.items import indexed
 from causaltrace.boundary.ndarray import LabelArray, labelled, opened, read
@@ -19,15 +19,12 @@ from causaltrace.boundary.ndarray import current as current
 from causaltrace.boundary.number import told
 from causaltrace.tracer import Tracer
 
-_LISTS = (list, tuple)
 Replace = Callable[[Any, str, Callable[..., Any]], None]
 
 #: Functions that make plain arrays of what they are given.
 MAKING = ("array", "asarray", "asanyarray", "ascontiguousarray", "asfortranarray", "require", "frombuffer")
 #: Functions that make arrays that labels may be written to.
 FRESH = ("zeros", "ones", "empty", "full", "zeros_like", "ones_like", "empty_like", "full_like")
-#: Methods of ufuncs.
-LISTING = ("__call__", "at", "reduce", "accumulate", "reduceat", "outer")
 #: Methods of plain arrays that take other arrays.
 TAKING = ("take", "put", "searchsorted", "repeat", "choose", "compress", "dot")
 
@@ -47,18 +44,14 @@ def enter(tracer: Tracer, replace: Replace) -> list[Callable[[], None]]:
     for name in ("__getitem__", "__setitem__"):
         replace(Tensor, name, indexed(arrays, getattr(Tensor, name)))
     slots.no_sequence(Tensor)
-    undo = [
-        slots.patched(np.ndarray, _items(arrays) | {name: _taking(arrays, name) for name in TAKING}),
-        slots.patched(np.ufunc, {name: _listing(arrays, name) for name in LISTING}),
-    ]
+    undo = slots.patched(np.ndarray, _items(arrays) | {name: _taking(arrays, name) for name in TAKING})
 
     def end() -> None:
-        for restore in undo:
-            restore()
+        undo()
         tracer.release()
         arrays.open = False
 
-    return [opened(arrays), end]
+    return [opened(arrays), end, *calls.enter(arrays)]
 
 
 def _bound_to(names: dict[int, Any]) -> Iterator[tuple[Any, str, Any]]:
@@ -179,19 +172,6 @@ def _items(arrays: Arrays) -> dict[str, Callable[..., Any]]:
             put(self, key, value)
 
     return {"__getitem__": getitem, "__setitem__": setitem}
-
-
-def _listing(arrays: Arrays, name: str) -> Callable[..., Any]:
-    """A method of ufuncs, which look for labels in arrays, but not in lists and tuples of them."""
-    original = getattr(np.ufunc, name)
-
-    def method(self: np.ufunc, *args: Any, **kwargs: Any) -> Any:
-        for a in args:
-            if type(a) in _LISTS and not arrays.inside and any(True for _ in labels_in(a)):
-                return labelled(ufuncs.called(arrays, self, name, args, kwargs))
-        return original(self, *args, **kwargs)
-
-    return method
 
 
 def _taking(arrays: Arrays, name: str) -> Callable[..., Any]:

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-#: CPython's flags of types whose attributes cannot be set, and whose objects bring their own C function to
-#: be called by; and where a type keeps its flags and its slots.
+#: CPython's flags of types whose attributes cannot be set, and of those that are called past ``__call__``;
+#: and where a type keeps its flags and its slots.
 IMMUTABLE, VECTORCALL = 1 << 8, 1 << 11
 WORD = ctypes.sizeof(ctypes.c_void_p)
 _FLAGS = next(
@@ -28,7 +28,7 @@ _BUFFER, _MAPPING, _SEQUENCE = _FLAGS - WORD, _FLAGS - 7 * WORD, _FLAGS - 8 * WO
 
 
 def _table(kind: type, place: int, size: int) -> Any:
-    """A type's table of C functions, empty if it has none."""
+    """A type's table of C functions; an empty one if it has none."""
     address = ctypes.c_void_p.from_address(id(kind) + place).value
     return (ctypes.c_void_p * (size if address else 0)).from_address(address or id(kind))
 
@@ -38,27 +38,25 @@ def patched(kind: type, methods: dict[str, Callable[..., Any]]) -> Callable[[], 
     tables = [_table(kind, _MAPPING, 3), _table(kind, _SEQUENCE, 8)]
     slots = [list(table) for table in tables]
     old = {name: vars(kind)[name] for name in methods}
-
     flags = ctypes.c_ulong.from_address(id(kind) + _FLAGS)
-    before = flags.value
+    fixed = flags.value & (IMMUTABLE | VECTORCALL)
 
     def put(new: dict[str, Any]) -> None:
         flags.value &= ~IMMUTABLE
+        if "__call__" in new:
+            flags.value &= ~VECTORCALL
         try:
             for name, method in new.items():
                 setattr(kind, name, method)
         finally:
-            flags.value |= IMMUTABLE
+            flags.value |= fixed if new is old else fixed & IMMUTABLE
 
     def undo() -> None:
         put(old)
-        flags.value |= before & VECTORCALL
         for table, values in zip(tables, slots, strict=True):
             table[:] = values  # Python would leave slower ones
 
     put(methods)
-    if "__call__" in methods:
-        flags.value &= ~VECTORCALL
     return undo
 
 

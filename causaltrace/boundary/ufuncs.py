@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
-from causaltrace.boundary.arrays import Arrays, bare
+from causaltrace.boundary.arrays import Arrays, arrays_in, bare
 from causaltrace.boundary.indexing import advanced, array, basic, whole
 from causaltrace.rules import LEAVE, POINT, Rule, matmul, pointwise, reduce
 from causaltrace.rules.call import OpCall, Result
@@ -72,106 +74,247 @@ def _product(op: OpCall) -> Result:
     return _pairs(op)
 
 
+def _masked(op: OpCall) -> Result:
+    """out = union of the operands where the mask is true, else what was there; the mask, everywhere."""
+    lattice, mask = op.lattice, op.tensor("where")
+    new = lattice.keep(lattice.join(*[op.of(t) for t in op.args["operands"]]), mask)
+    outs = [lattice.join(new, lattice.keep(op.of(t), ~mask), op.cells("where")) for t in op.args["before"]]
+    return outs if isinstance(op.out, (list, tuple)) else outs[0]
+
+
+def _between(op: OpCall) -> Result:
+    """Folds of what lies between indices along a dim: union over it, and over the indices."""
+    x, lattice = op.tensor("self"), op.lattice
+    own = lattice.reduce(op.cells("self"), [op.dim()])
+    return lattice.join(own, lattice.everything(op.cells("indices"), x.ndim))
+
+
+def _blocks(op: OpCall) -> Result:
+    """A function of the last ``cores`` dims of its operands, for each index of the dims before them, to the
+    last ``made`` dims of its results: union over those dims."""
+    lattice, parts = op.lattice, []
+    for t, n in zip(op.args["operands"], op.args["cores"], strict=True):
+        if isinstance(t, Tensor):
+            parts.append(
+                lattice.reduce(op.of(t), range(t.ndim - n, t.ndim), keepdim=False) if n else op.of(t)
+            )
+    one = lattice.join(*parts)
+    outs = [one and lattice.reshaped(one, one.dims + (1,) * n) for n in op.args["made"]]
+    return outs if isinstance(op.out, (list, tuple)) else outs[0]
+
+
 JOIN, FOLD = Rule(POINT, _each), Rule(LEAVE, _folded)
 STIR, ADD_AT = Rule(LEAVE, _stirred), Rule(LEAVE, index_put)
 PRODUCT, WHOLE = Rule(LEAVE, _product), Rule(LEAVE, reduce.whole)
-RUNNING = Rule(LEAVE, reduce.running)
+RUNNING, BETWEEN = Rule(LEAVE, reduce.running), Rule(LEAVE, _between)
+MASKED, BLOCKS = Rule(LEAVE, _masked), Rule(LEAVE, _blocks)
+#: Arguments of methods after the array.
+FOLDING = {
+    "reduce": ("axis", "dtype", "out", "keepdims", "initial", "where"),
+    "accumulate": ("axis", "dtype", "out"),
+    "reduceat": ("indices", "axis", "dtype", "out"),
+}
+
+
+def split(
+    ufunc: np.ufunc, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Inputs and options of a call, as numpy hands them to ``__array_ufunc__``."""
+    options = dict(kwargs)
+    inputs, rest = args, ()
+    if method == "__call__":
+        inputs, rest = args[: ufunc.nin], args[ufunc.nin :]
+        if rest:
+            options["out"] = rest
+    elif method in FOLDING:
+        n = 2 if method == "reduceat" else 1
+        inputs, rest = args[:n], args[n:]
+        options |= dict(zip(FOLDING[method][n - 1 :], rest, strict=False))
+        if n > len(inputs):
+            inputs += (options.pop("indices"),)
+    out = options.pop("out", None)
+    outs = out if isinstance(out, tuple) else (out,)
+    if any(o is not None for o in outs):
+        options["out"] = outs
+    return inputs, options
 
 
 def called(
     arrays: Arrays, ufunc: np.ufunc, method: str, inputs: tuple[Any, ...], options: dict[str, Any]
 ) -> Any:
     """``getattr(ufunc, method)(*inputs, **options)``, bare."""
-    where = options.get("where", True)
-    if where is not True:
-        if method == "reduce":  # what is left out is the same as nothing
-            options = {**options, "where": True}
-            initial = options.get("initial", ufunc.identity)
-            if initial is None:
-                return _opaque(arrays, ufunc, method, inputs, {**options, "where": where})
-            return called(arrays, ufunc, method, (np.where(where, inputs[0], initial), *inputs[1:]), options)
-        return _opaque(arrays, ufunc, method, inputs, options)
+    if arrays.unlabelled(list(arrays_in([inputs, options]))):
+        return arrays.plainly(getattr(ufunc, method), inputs, options)
+    try:
+        return _called(arrays, ufunc, method, inputs, options)
+    except Exception:  # whoever catches it knows something about the values
+        for x in arrays_in([inputs, options]):
+            arrays.told(f"an error in numpy.{ufunc.__name__}", x)
+        raise
+
+
+def _called(
+    arrays: Arrays, ufunc: np.ufunc, method: str, inputs: tuple[Any, ...], options: dict[str, Any]
+) -> Any:
     if not _numpys(ufunc):  # a Python function may do anything with the elements
-        for x in inputs:
-            if isinstance(x, np.ndarray) or hasattr(x, "shadow"):
-                arrays.touch(f"numpy ufunc {ufunc.__name__}", arrays.read(x))
-    if method == "__call__":
-        return _elements(arrays, ufunc, inputs, options)
-    if method in ("reduce", "accumulate") and ufunc.signature is None:
-        return _folding(arrays, ufunc, method, *inputs, **options)
-    if method == "at":
-        return _at(arrays, ufunc, *inputs)
+        for x in arrays_in(inputs):
+            arrays.told(f"numpy ufunc {ufunc.__name__}", x)
     if method == "outer":
         a, b = (array(arrays, x) for x in inputs)
-        a = a if not isinstance(a, np.ndarray) else a.reshape(a.shape + (1,) * np.ndim(b))
-        return _elements(arrays, ufunc, (a, b), options)
-    return _opaque(arrays, ufunc, method, inputs, options)
+        if isinstance(a, np.ndarray):
+            a = a.reshape(a.shape + (1,) * np.ndim(b))
+        inputs, method = (a, b), "__call__"
+    if method == "at":
+        return _at(arrays, ufunc, *inputs)
+    if method != "__call__":
+        return _folding(arrays, ufunc, method, *inputs, **options)
+    if ufunc.signature is None:
+        return _elements(arrays, ufunc, inputs, options)
+    if ufunc.__name__ == "matmul" and not {"axes", "axis"} & set(options):
+        return _elements(arrays, ufunc, inputs, options)
+    return _by_blocks(arrays, ufunc, inputs, options)
 
 
 def _numpys(ufunc: np.ufunc) -> bool:
     """Is it compiled code that sees one element at a time?"""
-    return ufunc.types != ["?" * 0] and not any(
-        t.replace("O", "").replace("->", "") == "" for t in ufunc.types[:1]
-    )
+    return any(t.replace("O", "").replace("->", "") for t in ufunc.types)
+
+
+def _run(
+    arrays: Arrays, ufunc: np.ufunc, method: str, inputs: tuple[Any, ...], options: dict[str, Any]
+) -> Any:
+    """The call itself."""
+    call = ufunc if method == "__call__" else getattr(ufunc, method)
+    if _numpys(ufunc):
+        return arrays.plainly(call, inputs, options)
+    return call(*bare(inputs), **bare(options))
 
 
 def _elements(arrays: Arrays, ufunc: np.ufunc, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
     full = f"numpy.{ufunc.__name__}"
-    if ufunc.signature is not None and ufunc.__name__ != "matmul":
-        return _opaque(arrays, ufunc, "__call__", inputs, options)
     name = NAMES.get(ufunc.__name__, ufunc.__name__)
     operands = [array(arrays, x) if isinstance(x, (list, tuple)) else x for x in inputs]
-    bound = dict(zip(ARGUMENTS.get(name, ("self", "other", "third", "fourth")), operands, strict=False))
-    rule = PRODUCT if name == "matmul" else None if name in EXACT else JOIN
-    outs = options.get("out")
-    if outs is not None and any(o is not None for o in outs):
-        after = arrays.follow(full, name, bound, [o for o in outs if o is not None], rule, early=True)
-        ufunc(*bare(inputs), **bare(options))
-        for out in outs:
-            arrays.written(full, out, [out], after)
-        return outs[0] if len(outs) == 1 else outs
-    out = ufunc(*bare(inputs), **bare(options))
-    results = out if isinstance(out, tuple) else [out]
-    arrays.done(full, results, arrays.follow(full, name, bound, results, rule))
+    outs = [o for o in options.get("out") or () if o is not None]
+    bound: dict[str, Any] = dict(
+        zip(ARGUMENTS.get(name, ("self", "other", "third", "fourth")), operands, strict=False)
+    )
+    rule = (
+        PRODUCT if name == "matmul" else None if name in EXACT and not _first_is_a_number(operands) else JOIN
+    )
+    where = options.get("where", True)
+    if where is not True:
+        if len(outs) < ufunc.nout:  # what is left out holds whatever was in memory
+            return _opaque(arrays, ufunc, inputs, options)
+        bound = {"operands": operands, "where": array(arrays, where), "before": outs}
+        rule = MASKED
+    if not outs:
+        out = _run(arrays, ufunc, "__call__", inputs, options)
+        results = out if isinstance(out, tuple) else [out]
+        arrays.done(full, results, arrays.follow(full, name, bound, results, rule))
+        return out
+    after = arrays.follow(full, name, bound, outs, rule, early=True)
+    out = _run(arrays, ufunc, "__call__", inputs, options)
+    arrays.done(full, outs, after)
+    for target in outs:
+        arrays.unseen(full, target, after)
+    return _given_back(out, options["out"])
+
+
+def _first_is_a_number(operands: list[Any]) -> bool:
+    return not isinstance(operands[0], np.ndarray) and not hasattr(operands[0], "shadow")
+
+
+def _given_back(out: Any, targets: tuple[Any, ...]) -> Any:
+    """What the call returned, where it is one of the arrays that it wrote to as they were handed in."""
+    if not isinstance(out, tuple):
+        return targets[0]
+    return tuple(o if t is None else t for o, t in zip(out, targets, strict=True))
+
+
+def _by_blocks(arrays: Arrays, ufunc: np.ufunc, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    """Functions of whole vectors and matrices."""
+    full = f"numpy.{ufunc.__name__}"
+    cores, made = ([_dims(part) for part in side] for side in _sides(ufunc))
+    if options.get("keepdims"):
+        made = [max(cores)] * len(made)
+    axes = options.get("axes")
+    if axes is None:
+        at = options.get("axis")
+        axes = [tuple(range(-n, 0)) if at is None or n != 1 else (at,) for n in (*cores, *made)]
+    axes = [a if isinstance(a, tuple) else (a,) for a in axes]
+    axes += [tuple(range(-n, 0)) for n in (*cores, *made)[len(axes) :]]
+    operands = [_last(array(arrays, x), a) for x, a in zip(inputs, axes, strict=False)]
+    bound = {"operands": operands, "cores": cores, "made": made}
+    targets = options.get("out")
+    if targets is not None and None not in targets:
+        places = [_last(bare(o), a) for o, a in zip(targets, axes[len(cores) :], strict=True)]
+        after = arrays.follow(full, full, bound, places, BLOCKS, early=True)
+        out = _run(arrays, ufunc, "__call__", inputs, options)
+        arrays.done(full, places, after)
+        for target in targets:
+            arrays.unseen(full, target, after)
+        return _given_back(out, targets)
+    out = _run(arrays, ufunc, "__call__", inputs, options)
+    results = out if isinstance(out, tuple) else (out,)
+    places = [_last(r, a) for r, a in zip(results, axes[len(cores) :], strict=True)]
+    arrays.done(full, places, arrays.follow(full, full, bound, places, BLOCKS))
     return out
+
+
+def _sides(ufunc: np.ufunc) -> list[list[str]]:
+    """The parts of a signature like ``(m,n),(n)->(m)``."""
+    return [re.findall(r"\((.*?)\)", side) for side in str(ufunc.signature).split("->")]
+
+
+def _dims(part: str) -> int:
+    return part.count(",") + 1 if part else 0
+
+
+def _last(a: Any, axes: tuple[int, ...]) -> Any:
+    """The same memory with ``axes`` as the last dims."""
+    if not isinstance(a, np.ndarray) or not axes:
+        return a
+    moved = [d % a.ndim for d in axes]
+    return bare(a).transpose([d for d in range(a.ndim) if d not in moved] + moved)
 
 
 def _folding(
     arrays: Arrays,
     ufunc: np.ufunc,
     method: str,
-    a: Any,
+    given: Any,
+    indices: Any = None,
     axis: Any = 0,
-    dtype: Any = None,
     out: Any = None,
     **rest: Any,
 ) -> Any:
-    """``reduce`` and ``accumulate``."""
-    a = array(arrays, a)
-    running = method == "accumulate"
+    """``reduce``, ``accumulate`` and ``reduceat``."""
+    a = given = array(arrays, given)
     full = f"numpy.{ufunc.__name__}.{method}"
-    if running:
+    inputs: tuple[Any, ...] = (given,)
+    name, rule = "sum", FOLD
+    if method == "accumulate":
+        name, rule = "cumsum" if ufunc.__name__ == "add" else "cumprod", RUNNING
         bound = {"self": a, "dim": axis}
+    elif method == "reduceat":
+        inputs, rule = (given, indices), BETWEEN
+        bound = {"self": a, "dim": axis, "indices": array(arrays, indices)}
     else:
+        if rest.get("where", True) is not True:  # what is left out is any constant
+            a = np.where(array(arrays, rest["where"]), a, np.zeros((), a.dtype))
         dims = list(range(a.ndim)) if axis is None else list(axis) if isinstance(axis, tuple) else [axis]
-        bound = {
-            "self": a,
-            "dim": dims,
-            "keepdim": rest.get("keepdims", False),
-            "initial": rest.get("initial"),
-        }
+        kept = bool(rest.get("keepdims", False))
+        bound = {"self": a, "dim": dims, "keepdim": kept, "initial": rest.get("initial")}
         if not dims:
-            bound = {"self": a}
-    name = ("cumsum" if ufunc.__name__ == "add" else "cumprod") if running else "sum"
-    rule = RUNNING if running else FOLD if bound.get("dim") else JOIN
-    target = out[0] if isinstance(out, tuple) else out
-    plain = {"axis": axis, "dtype": dtype, "out": bare(target), **bare(rest)}
-    if target is not None:
+            bound, rule = {"self": a, "other": rest.get("initial")}, JOIN
+    options = {"axis": axis, **rest}
+    if out is not None:
+        (target,) = out
         after = arrays.follow(full, name, bound, [target], rule, early=True)
-        getattr(ufunc, method)(bare(a), **plain)
+        _run(arrays, ufunc, method, inputs, {**options, "out": target})
         arrays.written(full, target, [target], after)
         return target
-    result = getattr(ufunc, method)(bare(a), **plain)
+    result = _run(arrays, ufunc, method, inputs, options)
     arrays.done(full, [result], arrays.follow(full, name, bound, [result], rule))
     return result
 
@@ -194,12 +337,12 @@ def _at(arrays: Arrays, ufunc: np.ufunc, a: Any, indices: Any, *values: Any) -> 
     if adds:
         bound["accumulate"] = True
     after = arrays.follow(full, "index_put", bound, [place], ADD_AT if adds else STIR, early=True)
-    ufunc.at(plain, bare(indices), *bare(values))
+    _run(arrays, ufunc, "at", (plain, indices, *values), {})
     arrays.written(full, a, [place], after)
 
 
-def _opaque(arrays: Arrays, ufunc: np.ufunc, method: str, inputs: Any, options: dict[str, Any]) -> Any:
-    full = f"numpy.{ufunc.__name__}" + ("" if method == "__call__" else f".{method}")
-    out = getattr(ufunc, method)(*bare(inputs), **bare(options))
-    arrays.opaque(full, [*inputs, *options.values()], out if isinstance(out, tuple) else [out])
+def _opaque(arrays: Arrays, ufunc: np.ufunc, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    out = _run(arrays, ufunc, "__call__", inputs, options)
+    given = [*inputs, *options.values()]
+    arrays.opaque(f"numpy.{ufunc.__name__}", given, out if isinstance(out, tuple) else [out])
     return out
