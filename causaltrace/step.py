@@ -27,6 +27,10 @@ SELECTORS = frozenset({"index", "indices", "mask", "condition"})
 REMEDY = "write a rule for it (causaltrace.register_rule, docs/rules.md), or use operations that have one"
 
 
+#: Operations of which the result is no charge, whatever is compared.
+COMPARING = frozenset(
+    ["eq", "ne", "lt", "le", "gt", "ge", "isnan", "isinf", "isfinite", "isposinf", "isneginf", "signbit"]
+)
 #: Operations that write to places in a table.
 PUTTING = frozenset(("index_put", "_index_put_impl", "_unsafe_index_put", "scatter"))
 
@@ -340,7 +344,7 @@ class Step:
             first = guarded
         elif carriers and moves:
             first = self._gated(first)._replace(objective=objective)
-        elif carriers:
+        elif carriers and not (kind == rules.FREE or self.op.name in COMPARING):
             kept = None
             if not self._counted(carriers):
                 kept = point(self, carriers) if kind == rules.POINT else mixed(self, carriers)

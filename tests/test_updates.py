@@ -194,3 +194,21 @@ def test_labels_that_are_compared_with_each_other(lags: tuple[int, int]) -> None
             row = WEIGHTS[tokens[t - 1]] * (1 + (a == b).double())
             F.cross_entropy(row[None], tokens[t : t + 1]).item()
     assert trace.report.status == ("violation" if 0 in lags else "clean"), trace.report
+
+
+def test_what_is_compared_or_only_measured_is_not_scored() -> None:
+    tokens, counts = stream(), torch.zeros(VOCAB, VOCAB)
+    with causaltrace.watch(tokens) as trace:
+        x, y = tokens[:-1], tokens[1:]
+        p = WEIGHTS[x].softmax(-1)
+        read = p[torch.arange(len(y)), y]
+        (-read.log()).sum().item()
+        (counts[x, y] > 0).sum().item()
+        (read > 0.5).double().mean().item()
+        torch.ones_like(counts[x, y]).sum().item()
+        counts.new_ones(len(y)).sum().item()
+    assert trace.report.status == "clean", trace.report
+    with causaltrace.watch(tokens) as trace:
+        losses = -WEIGHTS.softmax(-1)[tokens[:-1]].gather(-1, tokens[1:, None]).log()
+        (losses * 1024).long().sum().item()
+    assert trace.report.scored == len(tokens) - 1

@@ -127,7 +127,10 @@ FOLDS: dict[str, Callable[[np.ufunc, Any], Any]] = {
     ),
     "reduceat": lambda u, a: u.reduceat(a, [0, 2, 1], axis=1),
 }
-FOLDING = "add multiply maximum minimum fmax fmin logical_and logical_or logical_xor bitwise_and bitwise_or bitwise_xor logaddexp hypot subtract divide gcd"
+FOLDING = (
+    "add multiply maximum minimum fmax fmin logical_and logical_or logical_xor bitwise_and bitwise_or "
+    "bitwise_xor logaddexp hypot subtract divide gcd"
+)
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
