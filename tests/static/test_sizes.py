@@ -301,4 +301,6 @@ def test_which_sizes_are_chosen() -> None:
     assert chosen(s(7, "2*s0 + 1")) == [[[2]], [[13]], [[7], [6], [4]]]
     found = chosen(s(4), s(128, "s1"), s0=(2, 64), s1=(2, 256))
     assert found == [[[2, 3], [2, 64]], [[13, 11]], [[5, 129]]]
+    assert chosen(s(8), s(4, "8//(s0 - 6)")) == [[[13]], [[17], [16], [9]]]  # no size at 2 and 4
+    assert chosen(s(2), s(1024, "*".join(["s0"] * 10))) == [[[4], [3]]]  # 13 and 5 are too large
     assert chosen(Size(4)) == []
