@@ -170,6 +170,15 @@ def test_sizes_made_of_others(tmp_path: Path) -> None:
         assert "at ids.shape[1] = 8, 52, 400, of" in proved(causaltrace.audit(target))
 
 
+def test_numbers_stay_as_they_are(tmp_path: Path) -> None:
+    def scaled(x: Tensor, n: int) -> Tensor:
+        return causal(x) * n
+
+    dims: Any = {"ids": {1: AUTO}, "more": (AUTO,)}
+    for target in both(export(Net(scaled), ids(2, 8), 3, dynamic_shapes=dims), tmp_path):
+        assert "at ids.shape[1] = 2, 8, 13, 17, of" in proved(causaltrace.audit(target))
+
+
 def test_sizes_that_the_program_cannot_have_are_named(tmp_path: Path) -> None:
     class Table(Net):
         def __init__(self) -> None:
