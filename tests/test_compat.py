@@ -175,5 +175,5 @@ def test_exports_keep_their_conditions() -> None:
             return x + 1
 
     program = torch.export.export(Even(), (torch.ones(4),), dynamic_shapes=({0: torch.export.Dim.AUTO},))
-    known = [[], ["(L['x'].size()[0] % 2) == 0"]]  # torch 2.8 and older keep none
+    known = [[], ["(L['x'].size()[0] % 2) == 0"]]  # older versions keep none
     assert guards(program) in known, HINT + "conditions of an export are written otherwise"

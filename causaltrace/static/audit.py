@@ -60,7 +60,8 @@ def audit(
             or the path of a ``.pt2`` file. A function may do a whole step of an eval: forward, loss,
             backward, optimizer steps, score.
         example_inputs, named: what to call it with. Of tensors only shapes and dtypes count, so that meta
-            and fake ones will do; other values are used as they are. An exported program needs none.
+            and fake ones will do; other values are used as they are. An exported program needs none: where
+            its shapes are dynamic it is audited at several sizes in range, which the report names (CT097).
         labels: which inputs hold labels: the name or the number of an argument. None: every integer tensor
             of two or more elements. Rows of a tensor ``[batch, length]`` are streams of their own; where
             logits are what is scored, a row's labels may reach no other row.

@@ -196,11 +196,19 @@ class Sizes:
         for plan in plans:
             new: list[dict[str, int]] = []
             for values in plan:
-                if values not in (*seen, *new) and prod(values.values()) <= LARGEST:
+                if values not in (*seen, *new) and self._possible(values):
                     new.append(values)
             seen += new
             trials.append(new)
         return [new for new in trials if new]
+
+    def _possible(self, values: Mapping[str, int]) -> bool:
+        """Are all dims sizes, and none too large?"""
+        for size in (size for sizes in self._inputs.values() for size in sizes if size.tree is not None):
+            found = expressions.value(size.tree, {**self.hints, **values})
+            if found is None or not 0 <= found <= LARGEST * max(size.hint, 1):
+                return False
+        return prod(values.values()) <= LARGEST
 
     def _least(self, symbol: str) -> Sequence[int]:
         low = max(self.ranges[symbol][0] or 0, 2)

@@ -170,6 +170,15 @@ def test_sizes_made_of_others(tmp_path: Path) -> None:
         assert "at ids.shape[1] = 8, 52, 400, of" in proved(causaltrace.audit(target))
 
 
+def test_numbers_stay_as_they_are(tmp_path: Path) -> None:
+    def scaled(x: Tensor, n: int) -> Tensor:
+        return causal(x) * n
+
+    dims: Any = {"ids": {1: AUTO}, "more": (AUTO,)}
+    for target in both(export(Net(scaled), ids(2, 8), 3, dynamic_shapes=dims), tmp_path):
+        assert "at ids.shape[1] = 2, 8, 13, 17, of" in proved(causaltrace.audit(target))
+
+
 def test_sizes_that_the_program_cannot_have_are_named(tmp_path: Path) -> None:
     class Table(Net):
         def __init__(self) -> None:
@@ -301,4 +310,6 @@ def test_which_sizes_are_chosen() -> None:
     assert chosen(s(7, "2*s0 + 1")) == [[[2]], [[13]], [[7], [6], [4]]]
     found = chosen(s(4), s(128, "s1"), s0=(2, 64), s1=(2, 256))
     assert found == [[[2, 3], [2, 64]], [[13, 11]], [[5, 129]]]
+    assert chosen(s(8), s(4, "8//(s0 - 6)")) == [[[13]], [[17], [16], [9]]]  # no size at 2 and 4
+    assert chosen(s(2), s(1024, "*".join(["s0"] * 10))) == [[[4], [3]]]  # 13 and 5 are too large
     assert chosen(Size(4)) == []
