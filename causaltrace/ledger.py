@@ -218,13 +218,17 @@ class Ledger:
         if shadow.mass is not None:
             data = shadow.mass.data
             mass = unpack(data.expand(*dims, data.shape[-1]).reshape(-1, data.shape[-1])[index])
+        after = None if post is None else self.now(lanes(post))
+        members = self.algebra.lattice.members(maybe)
+        if after is not None:
+            members = members | self.algebra.lattice.members(after)
         return Score(
             site,
             flat,
             now[:, : Horizon.width],
             maybe[:, : Horizon.width],
-            self.algebra.lattice.members(maybe),
-            None if post is None else self.now(lanes(post)),
+            members,
+            None if after is None else after[:, : Horizon.width],
             torch.zeros(flat.numel(), dtype=torch.bool, device=flat.device),
             support,
             tuple(dims),

@@ -7,20 +7,6 @@ from collections.abc import Iterable
 
 import pytest
 
-_NUMPY = "numpy arrays are not followed"
-
-#: Leaks without a finding.
-MISSED = {"ngram_hashed": _NUMPY}
-
-#: Scores that are not seen.
-UNSCORED = {"ngram_dict": "what is read at a label of no dims, p[tokens[t]], is no readout"}
-
-#: Judged "unverified".
-UNVERIFIED = {**MISSED, **UNSCORED, "ngram_full": _NUMPY}
-
-#: The list of scores is not that of the loop.
-SCORES = {**UNSCORED, "blend_target": "a readout that is compared, seen > 0, counts as a score"}
-
 #: Some of the positions that are reported are moved by no flip.
 LARGER = {
     "blend_target": "the label picks from a row of zeros where the cache does not know the context",
@@ -29,7 +15,6 @@ LARGER = {
 #: Judged otherwise where the stream is not given.
 NOT_FOUND = {
     "ngram_hashed": "what leaves torch before the stream is found is not noticed",
-    "ngram_full": "what leaves torch before the stream is found is not noticed",
     "byte_mixer": "the table of lengths, made in the watch and indexed by labels, might hold labels",
     "warmup_restored": "deepcopy copies bytes of storages, which might hold labels",
 }

@@ -19,7 +19,6 @@ from causaltrace.report.model import Finding, Hop, Report
 from causaltrace.site import Site
 from examples import demo, slot_context
 from examples.common import sliding_windows
-from tests.not_yet import UNVERIFIED
 
 TINY = (
     "--window 16 --stride 4 --windows 5 --pr-stride 8 --layers 1 --heads 2 --dim 8 --train-steps 2 "
@@ -42,15 +41,9 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Output:
     return Output(code, screen.getvalue(), json.loads(path.read_text(encoding="utf-8")))
 
 
-#: 0 if every verdict is as expected.
-CODE = 1 if UNVERIFIED else 0
-
-
 def test_all_verdicts_are_as_expected(output: Output) -> None:
-    assert output.code == CODE
-    assert output.data["as_expected"] == (not UNVERIFIED)
-    wrong = {Path(row["file"]).stem for row in output.data["examples"] if not row["as_expected"]}
-    assert wrong == set(UNVERIFIED)
+    assert output.code == 0
+    assert output.data["as_expected"]
     assert output.data["schema"] == demo.SCHEMA
 
 
@@ -60,9 +53,7 @@ def test_every_example_is_judged_as_it_declares(output: Output) -> None:
     assert [row["eval"] for row in rows] == [run.name for run in runs]
     for row, run in zip(rows, runs, strict=True):
         shared = run.module is slot_context and run.config.batch > 1
-        expected = "clean" if run.module.LEGAL and not shared else "violation"
-        known = Path(row["file"]).stem in UNVERIFIED
-        assert row["status"] == ("unverified" if known else expected)
+        assert row["status"] == ("clean" if run.module.LEGAL and not shared else "violation")
 
 
 def test_every_example_module_is_in_the_demo() -> None:
@@ -190,7 +181,7 @@ def test_the_command_runs_the_demo_of_a_checkout(monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_last_line_names_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert demo.main([*TINY.split(), "--json", str(tmp_path / "demo.json")]) == CODE
+    assert demo.main([*TINY.split(), "--json", str(tmp_path / "demo.json")]) == 0
     page = (tmp_path / "demo.html").read_text()
     assert "context-only SLOT, batch 5" in page
     assert page.count('<article class="watch"') == len(demo.examples(16, 4, 5))

@@ -10,17 +10,18 @@ from torch import Tensor
 import causaltrace
 from causaltrace.depends import ELEMENTS, follow
 from tests.flips import CASES, dependencies
-from tests.not_yet import MISSED, UNSCORED, marked
 
 #: What is counted in a table at a label might have gone to any of its places, where a flip moves only two.
-TABLES = ("ngram_dict", "ngram_full", "ngram_hashed", "oracle_min", "blend_target", "tilt_hint", "tilt_gated")
+TABLES = ("ngram_full", "ngram_hashed", "oracle_min", "blend_target", "tilt_hint", "tilt_gated")
+#: What goes through Python is possible, and in no support.
+IN_PYTHON = ("ngram_dict",)
 
 
 def _verdict(watched: causaltrace.Watch) -> list[tuple[object, ...]]:
     return [(f.kind, f.target, f.source, f.orders, f.site) for f in watched.report.violations]
 
 
-@pytest.mark.parametrize("name", marked(CASES, MISSED, UNSCORED))
+@pytest.mark.parametrize("name", CASES)
 def test_the_matrix_is_what_flips_find(name: str) -> None:
     """It is about the rows; where a label decides what is made of them, there is a finding."""
     case = CASES[name]
@@ -31,7 +32,10 @@ def test_the_matrix_is_what_flips_find(name: str) -> None:
     found = {(label, positions[row]) for row, label in matrix.nonzero().tolist()}
     found |= {(f.source, f.target) for f in watched.report.violations if f.kind == "CT004"}
     truth = dependencies(case)
-    assert found >= truth if name in TABLES else found == truth
+    if name in IN_PYTHON:
+        assert found < truth
+    else:
+        assert found >= truth if name in TABLES else found == truth
     with causaltrace.watch(case.tokens) as horizon:
         case.evaluate(case.make_model(), case.tokens, case.config)
     assert watched.report.status == horizon.report.status

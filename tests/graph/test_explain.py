@@ -14,7 +14,6 @@ from causaltrace.report.json import from_json
 from causaltrace.report.model import Finding, Provenance, Report
 from causaltrace.report.summary import group
 from tests.flips import CASES
-from tests.not_yet import MISSED, marked
 from tests.small import Toy, nll, stream
 from tests.test_examples import watched
 
@@ -26,7 +25,7 @@ def told(report: Report, kind: str = "CT003") -> tuple[Finding, str]:
     return finding, explain(finding, report)
 
 
-@pytest.mark.parametrize("name", marked(LEAKING, MISSED))
+@pytest.mark.parametrize("name", LEAKING)
 def test_every_hop_is_named_with_its_line_and_source(name: str) -> None:
     report = watched(name)[0]
     finding, text = told(report, min(f.kind for f in report.violations))
