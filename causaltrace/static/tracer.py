@@ -23,6 +23,7 @@ from causaltrace.order import INVERSE, PERMUTATION
 from causaltrace.schema import SILENT, Op, describe, tensors
 from causaltrace.shadow import Memory, Shadow
 from causaltrace.site import Site
+from causaltrace.static import branches
 from causaltrace.static.arguments import blank, by_id, fresh, mapped, part_unknown, swapped
 from causaltrace.static.errors import AuditError
 from causaltrace.static.number import UnknownNumber
@@ -55,6 +56,7 @@ class Static(Tracer):
         self.constants: dict[str, Site] = {}  #: that a verdict may rest on: where each is used first
         self.annotates = True  #: are the nodes of graphs told what they depend on?
         self.node: Node | None = None  #: of a graph, while it runs
+        self.apart: list[branches.Apart] = []  #: functions that are run, and may not be in a run with data
         self._arranged: list[Tensor] = []  #: keeps ids from being used again, for one operation
         self._storages: dict[int, tuple[Tensor, Any]] = {}  #: by storage of a real tensor: its fake
         self._weights: set[int] = set()
@@ -180,6 +182,8 @@ class Static(Tracer):
         known = self._seen(inputs)
         bound = op.bind(args, kwargs)
         written = [t for name in op.written for t in tensors(bound.get(name))]
+        for apart in self.apart:
+            apart.wrote(written, self.site)
         drawn = torch.Tag.nondeterministic_seeded in func.tags or op.name.startswith(("empty", "new_empty"))
         numbers = [v for v in (*args, *kwargs.values()) if isinstance(v, float) and v != v]
         folded = not drawn and not numbers and all(whole for _, whole, _ in known.values())
@@ -196,6 +200,8 @@ class Static(Tracer):
         out, results = self._run(op, func, args, kwargs, inputs, stand, planes, written, folded)
         self._op_name = op.full
         made = [t for t in tensors(out) if all(t is not w for w in written)]
+        for apart in self.apart:
+            apart.made(made)
         outs = made + written
         if not outs:
             return out
@@ -450,20 +456,22 @@ class Static(Tracer):
     # -- operators that call functions ----------------------------------------------------------------
 
     def _higher_order(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        form = FORMS.get(func.name())
+        name = self._op_name = func.name()
+        branch, form = BRANCHES.get(name), FORMS.get(name)
         if form is None:
-            raise AuditError(f"{func.name()} runs kernels that nothing is known of", self.site())
+            raise AuditError(f"{name} runs kernels that nothing is known of", self.site())
 
         def decided(condition: Any, only_results: bool) -> bool:
-            return (
-                bool(self._read(condition, func.name())) if isinstance(condition, Tensor) else bool(condition)
-            )
+            return bool(self._read(condition, name)) if isinstance(condition, Tensor) else bool(condition)
 
         for t in leaves((args, kwargs)):
             self.faked(t)
         with self:
-            return form(func, decided, *args, **kwargs)
+            return branch(self, *args, **kwargs) if branch else form(func, decided, *args, **kwargs)
 
+
+#: Operations that choose what is run.
+BRANCHES: dict[str, Callable[..., Any]] = {"cond": branches.cond, "while_loop": branches.loop}
 
 #: Rules to which a float that is not known may be NaN: they look at floats for zeros and mask values only.
 #: The others may make places of them.
