@@ -1,13 +1,14 @@
 """Branches and loops whose condition is not known: all that may run is run, and what it makes is joined.
 
-``cond(p, yes, no, x)`` is ``where(p, yes(x), no(x))`` if the functions do nothing but give results. So that is
-run, and the rule of ``where`` says what the results depend on. A loop is run round by round, and what its state
-is once it has ended is chosen in the same way. If nothing that is known ends it, each round's state is chosen
-like this, until it does not change any more: no further round can change it then.
+``cond(p, yes, no, x)`` is ``where(p, yes(x), no(x))`` if the functions do nothing but give results. So that
+is run, and the rule of ``where`` says what the results depend on. A loop is run round by round, and what its
+state is once it has ended is chosen in the same way. If nothing that is known ends it, each round's state is
+chosen like this, until it does not change any more: no further round can change it then.
 """
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from causaltrace._compat import storage_of
-from causaltrace.higher import leaves
+from causaltrace.higher import FORMS, leaves
 from causaltrace.lattice.cells import Cells
 from causaltrace.shadow import Shadow
 from causaltrace.site import Site
@@ -51,7 +52,32 @@ class Apart:
 
     def wrote(self, ts: Iterable[Tensor], site: Callable[[], Site]) -> None:
         if not all(map(self.owns, ts)):
-            raise AuditError("a branch or a loop, which data decides on, writes to what it was given", site(), REMEDY)
+            what = "a branch or a loop, which data decides on, writes to what it was given"
+            raise AuditError(what, site(), REMEDY)
+
+
+class Shared:
+    """Tensors that may be one and the same in a run with data: there is no writing to one of several."""
+
+    def __init__(self, t: Tensor) -> None:
+        self._members = [weakref.ref(storage_of(t))]
+
+    def alive(self) -> list[torch.UntypedStorage]:
+        return [s for ref in self._members if (s := ref()) is not None]
+
+    def add(self, t: Tensor) -> None:
+        self._members.append(weakref.ref(storage_of(t)))
+
+    def has(self, t: Tensor) -> bool:
+        return any(storage_of(t) is s for s in self.alive())
+
+    def made(self, ts: Iterable[Tensor]) -> None:
+        pass
+
+    def wrote(self, ts: Iterable[Tensor], site: Callable[[], Site]) -> None:
+        if len(self.alive()) > 1 and any(map(self.has, ts)):
+            what = "a result of a branch or a loop, which may be what that was given as it is, is written to"
+            raise AuditError(what, site(), f"clone it there, or {REMEDY}")
 
 
 def cond(tracer: Static, condition: Any, yes: Function, no: Function, operands: Any = ()) -> Any:
@@ -74,9 +100,13 @@ def loop(tracer: Static, condition: Function, body: Function, carried: Any, more
     return tuple(t.clone() if isinstance(t, Tensor) else t for t in state) if same else state
 
 
-def _ended(tracer: Static, condition: Function, body: Function, state: Any, more: Any, goes_on: Tensor) -> Any:
+def _ended(
+    tracer: Static, condition: Function, body: Function, state: Any, more: Any, goes_on: Tensor
+) -> Any:
     """The state after a loop of which it is not known whether it ``goes_on``."""
     result = state
+    for t in leaves(state):
+        _mark(tracer, t)
     for _ in range(FREE):
         before = _seen(tracer, (*state, *result, goes_on))
         try:
@@ -120,18 +150,49 @@ def _flag(condition: Any) -> Any:
     return condition if condition.dtype == torch.bool else condition != 0
 
 
+#: Operators that choose what is run.
+CHOOSING: dict[str, Callable[..., Any]] = {"cond": cond, "while_loop": loop}
+#: Operators that are followed before autograd sees them. It would know nothing of what their functions close
+#: over, which only the compiler finds; their operations have gradients of their own.
+DIFFERENTIABLE = (*CHOOSING, "scan", "associative_scan", "map_impl")
+
+
+def followed(tracer: Static, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The operations that an operator is made of."""
+    name = tracer._op_name = func.name()
+    for t in leaves((args, kwargs)):
+        tracer.faked(t)
+    if name in CHOOSING:
+        return CHOOSING[name](tracer, *args, **kwargs)
+    if name not in FORMS:
+        raise AuditError(f"{name} runs kernels that nothing is known of", tracer.site())
+
+    def decided(condition: Any, only_results: bool) -> bool:
+        return bool(tracer._read(condition, name) if isinstance(condition, Tensor) else condition)
+
+    return FORMS[name](func, decided, *args, **kwargs)
+
+
 # -- functions that may not be run ------------------------------------------------------------------------
 
 
 def _made(tracer: Static, body: Function, given: Any) -> Any:
-    """What a function gives that may not be run. The results are its own: who writes to them writes nowhere
-    else."""
+    """What a function gives that may not be run."""
     apart = Apart()
     out = _apart(tracer, apart, body, given)
-    if not all(apart.owns(tracer.faked(t)) for t in leaves(tree_flatten(out)[0])):
-        what = "a branch or a loop gives back what it was given as it is: clone it"
-        raise AuditError(what, tracer.site(), f"or {REMEDY}")
+    found: list[Any] = []
+    for t in leaves(tree_flatten(out)[0]):
+        storage = storage_of(tracer.faked(t))
+        if not apart.owns(tracer.faked(t)) or any(storage is s for s in found):
+            _mark(tracer, t)
+        found.append(storage)
     return out
+
+
+def _mark(tracer: Static, t: Tensor) -> None:
+    """Whatever is chosen from this may be it."""
+    guards: list[Apart | Shared] = [g for g in tracer.guards if isinstance(g, Apart) or len(g.alive()) > 1]
+    tracer.guards = [*guards, Shared(tracer.faked(t))]
 
 
 def _asked(tracer: Static, condition: Function, given: Any) -> Any:
@@ -141,11 +202,11 @@ def _asked(tracer: Static, condition: Function, given: Any) -> Any:
 def _apart(tracer: Static, apart: Apart, body: Function, given: Any) -> Any:
     ledger = tracer.ledger
     held, scored = _held(body), (ledger.version, len(ledger.candidates))
-    tracer.apart.append(apart)
+    tracer.guards.append(apart)
     try:
         out = body(*given)
     finally:
-        tracer.apart.pop()
+        tracer.guards = [g for g in tracer.guards if g is not apart]
     if scored != (ledger.version, len(ledger.candidates)):
         raise AuditError("a branch or a loop, which data decides on, scores labels", tracer.site(), REMEDY)
     if not _unchanged(held, _held(body)):
@@ -194,17 +255,24 @@ def _one(tracer: Static, flag: Tensor, a: Any, b: Any) -> Any:
         first, second = (tracer.memory.read(tracer.faked(t)) for t in (a, b))
         kept = _alike(tracer, first, second)
     if kept is None:
-        return torch.where(flag, a, b)
-    assert first is not None and second is not None
-    a, b = a.clone(), b.clone()
-    with tracer._lock, _disable_current_modes():
-        for t, shadow in ((a, first), (b, second)):
-            tracer.memory.write(t, Shadow(shadow.support, shadow.possible))
-    out = torch.where(flag, a, b)
-    with tracer._lock, _disable_current_modes():
-        found = tracer.memory.read(out) or Shadow()
-        tracer.memory.write(out, kept._replace(support=found.support, possible=found.possible))
+        out = torch.where(flag, a, b)
+    else:
+        out = torch.where(flag, _bare(tracer, a, first), _bare(tracer, b, second))
+        with tracer._lock, _disable_current_modes():
+            found = tracer.memory.read(out) or Shadow()
+            tracer.memory.write(out, kept._replace(support=found.support, possible=found.possible))
+    for guard in tracer.guards:
+        if isinstance(guard, Shared) and any(guard.has(tracer.faked(t)) for t in (a, b)):
+            guard.add(out)
     return out
+
+
+def _bare(tracer: Static, t: Tensor, shadow: Shadow | None) -> Tensor:
+    """A copy without the labels and readouts that its elements are."""
+    copy = t.clone()
+    with tracer._lock, _disable_current_modes():
+        tracer.memory.write(copy, None if shadow is None else Shadow(shadow.support, shadow.possible))
+    return copy
 
 
 def _alike(tracer: Static, a: Shadow | None, b: Shadow | None) -> Shadow | None:

@@ -11,9 +11,14 @@ from causaltrace._compat import DTYPES
 from causaltrace.places import internal
 from causaltrace.site import Site
 from causaltrace.static.bodies import Body, calls_bodies
+from causaltrace.static.errors import AuditError
 from causaltrace.static.exported import Program
 from causaltrace.static.passes import Node, passes
 from causaltrace.static.tracer import Static
+
+#: Where functions of graphs come from that open and close a ``vmap`` of the whole process.
+BATCHING = "torch._functorch.predispatch"
+DECOMPOSE = "audit the module itself, or what program.run_decompositions() gives"
 
 _FRAME = re.compile(r'File "(.+?)", line (\d+), in (\S+)(?:\n\s+(\S[^\n]*))?')
 
@@ -28,7 +33,10 @@ class ProvenanceInterpreter(fx.Interpreter):
         super().__init__(module)
         self.extra_traceback = False
         self._tracer = tracer
+        self._graph = module.graph
         self._passes = passes(module.graph)
+        if any(getattr(n.target, "__module__", "") == BATCHING for n in module.graph.nodes):
+            raise AuditError("the graph has vmap in it as it was written", remedy=DECOMPOSE)
 
     def run_node(self, n: fx.Node) -> Any:
         before = self._tracer.node
@@ -46,7 +54,7 @@ class ProvenanceInterpreter(fx.Interpreter):
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
         held = super().get_attr(target, args, kwargs)
         if isinstance(held, (fx.GraphModule, Program)):
-            users = (n.users for n in self.module.graph.nodes if n.op == "get_attr" and n.target == target)
+            users = (n.users for n in self._graph.nodes if n.op == "get_attr" and n.target == target)
             if all(calls_bodies(u.target) for found in users for u in found):
                 return Body(ProvenanceInterpreter(held, self._tracer).run)
         return held

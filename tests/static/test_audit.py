@@ -335,7 +335,6 @@ BAD: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "number in a product": lambda x, i: x * x.sum().item(),
     "number in a tensor": lambda x, i: x + torch.tensor(x.sum().item()),
     "number that fills": lambda x, i: x + torch.full((8,), x.sum().item()),
-    "cond": lambda x, i: torch.cond(i.sum() > 3, lambda y: y * 2, lambda y: y + 1, (x,)),
     "number": lambda x, i: x if x.sum().item() > 0 else -x,
     "tolist": lambda x, i: x * torch.tensor(i.tolist())[:, None],
     "numpy": lambda x, i: x * torch.from_numpy(x.detach().numpy()),
