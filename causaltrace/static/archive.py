@@ -112,17 +112,13 @@ class _Graph:
         kwargs = {n: v for n, v, keyword in named if keyword}
         bodies = tuple(i for i, v in enumerate(args) if isinstance(v, fx.Node) and v.op == "get_attr")
         if bodies != (BODIES[target.name()] if calls_bodies(target) else ()):
-            raise AuditError(
-                f"the program calls {data['target']} with functions in other places", remedy=REMEDY
-            )
+            raise AuditError(f"{data['target']} is given other functions than it takes", remedy=REMEDY)
         node = self.graph.create_node("call_function", target, args, kwargs, data.get("name"))
         metadata = data.get("metadata", {})
         node.meta = {k: str(metadata[k]) for k in ("stack_trace", "nn_module_stack") if metadata.get(k)}
         outputs = data["outputs"]
-        several = (
-            "as_tensors" in outputs[0] or calls_bodies(target) and not data["is_hop_single_tensor_return"]
-        )
-        if len(outputs) == 1 and not several:
+        one = len(outputs) == 1 and "as_tensors" not in outputs[0]
+        if one and not (calls_bodies(target) and not data["is_hop_single_tensor_return"]):
             if next(iter(outputs[0])) != "as_none":
                 self.nodes[_name(outputs[0])] = node
             return

@@ -1,4 +1,4 @@
-"""Operators that call functions (cond, while_loop, scan) in a static audit: of functions, programs and files."""
+"""Operators that call functions (cond, while_loop, scan) in audits of functions, programs and files."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def rows_by_themselves(x: Tensor, ids: Tensor, past: Tensor) -> Tensor:
 
 @mix(False)
 def rows_with_all(x: Tensor, ids: Tensor, past: Tensor) -> Tensor:
-    return map(lambda row, x: row * x.sum(0), x, x)
+    return map(lambda row, total: row * total, x, x.sum(0))
 
 
 @mix(True)
@@ -175,10 +175,12 @@ def test_associative_scans(legal: bool, tmp_path: Path) -> None:
 
 
 def test_lines_in_branches() -> None:
+    """An export keeps the lines of modules."""
     program = torch.export.export(Net(one_looks_ahead), (IDS,))
-    for target in (Net(one_looks_ahead), program):
+    for target, line in ((Net(one_looks_ahead), "x.flip(0)"), (program, "self.fn(")):
         hops = causaltrace.audit(target, IDS).violations[0].path
-        assert any(hop.site.file == __file__ and "x.flip(0)" in hop.site.source for hop in hops)
+        flip = next(hop.site for hop in hops if hop.site.op == "aten.flip.default")
+        assert flip.file == __file__ and line in flip.source
 
 
 def test_a_region_without_gradients(tmp_path: Path) -> None:
@@ -357,8 +359,6 @@ def test_own_tensors_may_be_written_to() -> None:
         causaltrace.audit(Net(lambda x, i, p: torch.cond(i[0] > 3, own, torch.cos, (x,))), IDS).status
         == "clean"
     )
-    skips = Net(lambda x, i, p: torch.cond(i[0] > 3, torch.cos, lambda x: x, (x,)).add_(1))
-    assert causaltrace.audit(skips, IDS).status == "clean"
 
 
 def test_a_round_too_many_is_not_run() -> None:
@@ -367,7 +367,7 @@ def test_a_round_too_many_is_not_run() -> None:
     def fn(bound: int) -> Mix:
         def fn(x: Tensor, ids: Tensor, past: Tensor) -> Tensor:
             def body(i: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
-                return i + 1, out.index_put((i,), x[i])
+                return i + 1, out.index_put((i[None],), x.index_select(0, i[None]))
 
             start = torch.zeros((), dtype=torch.int64), torch.zeros_like(x)
             return while_loop(lambda i, out: (i < bound) & (ids[0] > 3), body, start)[1]
