@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from causaltrace.static.tracer import Static
 
 #: Rounds of a loop that are run with all that is known of their values.
-FREE = 64
+FREE = 256
 #: Rounds after which the state of a loop must have settled.
 ROUNDS = 4096
 Function = Callable[..., Any]
@@ -307,7 +307,10 @@ def _seen(tracer: Static, state: Iterable[Any]) -> list[Any]:
         for value in state:
             if isinstance(value, Tensor):
                 t = tracer.faked(value)
-                out += [tracer.memory.read(t) or Shadow(), *tracer.values.read(t)]
+                shadow = tracer.memory.read(t) or Shadow()
+                if shadow.target is not None:  # each round makes readouts of its own
+                    shadow = shadow._replace(target=tracer.ledger.positions(shadow.target))
+                out += [shadow, *tracer.values.read(t)]
             else:
                 out.append(value)
     return out
