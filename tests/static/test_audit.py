@@ -236,6 +236,8 @@ UNKNOWN: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], str]] = {
     "own mask": (lambda x, i: torch.where((i > 3)[:, None], x, 0.0), "clean"),
     "next label's mask": (lambda x, i: torch.where((i > 3).roll(-1)[:, None], x, 0.0), "violation"),
     "a branch not taken": (lambda x, i: torch.where((i > 99)[:, None], x.roll(-1, 0), x), "violation"),
+    "a branch for all": (lambda x, i: torch.where(i[0] > 3, x.cumsum(0), x), "clean"),
+    "a leaking branch for all": (lambda x, i: torch.where(i[0] > 3, x.flip(0), x), "violation"),
     "a factor": (lambda x, i: x * (i > 3)[:, None] + 0 * x.roll(-1, 0), "clean"),
     "a float factor": (lambda x, i: x.roll(-1, 0) * x.mean(1, keepdim=True), "violation"),
     "an index": (lambda x, i: x.cumsum(0)[i % len(i)], "violation"),

@@ -227,6 +227,29 @@ def test_losses_of_the_same_labels(late: bool) -> None:
     assert kinds[0] == kinds[1]
 
 
+@pytest.mark.parametrize("bound", [3, 10**9])
+def test_losses_that_a_loop_adds_up(bound: int) -> None:
+    net = Net(one_of_two)
+
+    def evaluate(ids: Tensor) -> Tensor:
+        x, y = net.embedding(ids[:-1]), ids[1:]
+
+        def body(i: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:
+            return i + 1, losses + F.cross_entropy(net.head(x * i), y, reduction="none")
+
+        start = torch.zeros((), dtype=torch.int64), torch.zeros(len(y))
+        return while_loop(lambda i, losses: (i < bound) & (ids[0] > i), body, start)[1].sum()
+
+    tokens = stream()
+    tokens[0] = 5
+    with torch.no_grad():
+        report = causaltrace.audit(evaluate, tokens)
+        with causaltrace.watch(tokens) as trace:
+            evaluate(tokens)
+    assert report.status == "clean" and not trace.report.violations
+    assert (report.positions, report.lags) == (trace.report.positions, trace.report.lags)
+
+
 def test_labels_are_labels_in_either_branch() -> None:
     net = Net(one_of_two)
 
