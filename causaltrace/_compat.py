@@ -31,6 +31,9 @@ def owners(storage: torch.UntypedStorage) -> int:
 #: The autograd node that is running; None outside a backward pass.
 current_node = torch._C._current_autograd_node
 
+#: An operator that calls functions. Its ``__call__`` is where it is dispatched.
+Operator = HigherOrderOperator
+
 #: What ``torch.library.custom_op`` makes; ``_opoverload`` is its operator.
 CustomOp = CustomOpDef
 

@@ -24,6 +24,7 @@ from causaltrace.shadow import Shadow
 from causaltrace.site import Site
 from causaltrace.step import REMEDY
 from causaltrace.stream import Streams
+from causaltrace.unscored import Unscored
 
 ORDERS = ("stream", "scored")
 #: Score events of one site of which a legal score's path is kept, and the elements looked at for it.
@@ -67,6 +68,10 @@ class Judge:
     _legal: list[Route] = field(default_factory=list)
     _updates: list[tuple[Site, list[Tensor]]] = field(default_factory=list)
     _paths: dict[tuple[str, int], tuple[Hop, ...]] = field(default_factory=dict)
+    _unscored: Unscored = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._unscored = Unscored(self.ledger)
 
     # -- told by the tracer ---------------------------------------------------------------------------
 
@@ -173,6 +178,7 @@ class Judge:
         cells = self.ledger.depends(shadow, "possible")
         if cells is None or not cells.data.numel():
             return
+        self._unscored.left(cells)
         self.ledger.raise_watermark(cells)
         label = int(cells.data[..., 0].max()) >> 1
         mark = self.ledger.watermark
@@ -372,6 +378,7 @@ class Judge:
         violations = list(self.findings.values())
         notes = [*self.notes, *self.declassified.values(), *self.unwritten_reads.values()]
         notes += self.unnormalised.values()
+        notes += filter(None, [None if self.explicit else self._unscored.notice()])
         if not positions:
             notes.append(
                 Notice(

@@ -6,6 +6,7 @@ import gc
 import inspect
 import weakref
 
+import pytest
 import torch
 from torch._ops import _higher_order_ops
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -16,6 +17,7 @@ from causaltrace._compat import (
     CAPTURING,
     DTYPES,
     CustomOp,
+    Operator,
     current_node,
     eager_form,
     guards,
@@ -29,6 +31,7 @@ from causaltrace._compat import (
 )
 from causaltrace.higher import FORMS
 from causaltrace.rules.linalg import ONE_BLOCK
+from causaltrace.static.branches import DIFFERENTIABLE
 
 HINT = f"torch {torch.__version__} changed: "
 
@@ -177,3 +180,19 @@ def test_exports_keep_their_conditions() -> None:
     program = torch.export.export(Even(), (torch.ones(4),), dynamic_shapes=({0: torch.export.Dim.AUTO},))
     known = [[], ["(L['x'].size()[0] % 2) == 0"]]  # older versions keep none
     assert guards(program) in known, HINT + "conditions of an export are written otherwise"
+
+
+def test_operators_that_call_functions_are_dispatched_in_one_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    met = []
+    monkeypatch.setattr(
+        Operator, "__call__", lambda op, *args, **kwargs: met.append((op.name(), args, kwargs))
+    )
+    body, x = (lambda *args: args), torch.zeros(2)
+    operators = torch.ops.higher_order
+    operators.cond(x.sum() > 0, body, body, (x,))
+    operators.while_loop(body, body, (x,), ())
+    operators.scan(body, [x], [x], ())
+    operators.associative_scan(body, [x], ())
+    operators.map_impl(body, [x], [])
+    assert [name for name, _, _ in met] == [*DIFFERENTIABLE], HINT + "operators are dispatched elsewhere"
+    assert met[0][1] == (met[0][1][0], body, body, (x,)) and not any(kwargs for _, _, kwargs in met)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -212,3 +213,36 @@ def test_what_is_compared_or_only_measured_is_not_scored() -> None:
         losses = -WEIGHTS.softmax(-1)[tokens[:-1]].gather(-1, tokens[1:, None]).log()
         (losses * 1024).long().sum().item()
     assert trace.report.scored == len(tokens) - 1
+
+
+READS = {
+    "item": lambda row, y: row[y.item()],
+    "slice": lambda row, y: row[y : y + 1].sum(),
+    "select": lambda row, y: row.select(0, y),
+    "take": lambda row, y: row.take(y),
+    "index_select": lambda row, y: row.index_select(0, y).sum(),
+    "list": lambda row, y: row.tolist()[y],
+    "numpy": lambda row, y: float(row.numpy()[y.numpy()]),
+    "numpy by int": lambda row, y: float(row.numpy()[int(y)]),
+}
+
+
+@pytest.mark.parametrize("read", READS.values(), ids=READS)
+def test_scores_that_python_reads_are_not_passed_over(read: Callable[[Tensor, Tensor], Any]) -> None:
+    """Some positions are scored in torch, the others from rows that know their label."""
+    tokens = stream()
+    with causaltrace.watch(tokens) as trace:
+        total = F.cross_entropy(WEIGHTS[tokens[:4]], tokens[1:5], reduction="sum").item()
+        rows = (WEIGHTS[tokens[4:9]] + 3 * F.one_hot(tokens[5:10], VOCAB)).log_softmax(-1)
+        for t in range(5, 10):
+            total -= float(read(rows[t - 5], tokens[t]))
+    assert trace.report.status != "clean"
+
+
+def test_scores_that_python_reads_may_be_named() -> None:
+    tokens = stream()
+    with causaltrace.watch(tokens) as trace:
+        losses = F.cross_entropy(WEIGHTS[tokens[:-1]], tokens[1:], reduction="none")
+        trace.score(losses[:5])
+        tokens[9:].tolist()
+    assert trace.report.status == "clean", trace.report

@@ -71,6 +71,12 @@ HELP: dict[str, str] = {
         "used. It may hold what a kernel outside torch put there, or what was in memory before. Fill it in "
         "torch, or declare the kernel with `causaltrace.kernel_rule`."
     ),
+    "CT101": (
+        "These labels, or numbers that depend on them, went to Python before they were scored, and they were "
+        "never scored after that. That may be a log, and it may be a score: `p[y.item()]` or `p.tolist()[y]` "
+        "is a number like any other. Read rows at labels in torch or numpy, or name the scores with "
+        "`trace.score(...)`; then nothing else counts."
+    ),
     "CT100": (
         "Nothing accuses these scores, and nothing shows that all classes together would be charged a "
         "probability of 1 "

@@ -31,6 +31,7 @@ KINDS: dict[str, str] = {
     "CT098": "values that the program declassified",
     "CT099": "memory that was read and never seen written",
     "CT100": "normalisation not shown",
+    "CT101": "labels that Python got and nothing scored",
 }
 
 #: The condition each finding breaks (parameter-golf issue #1017); CT003 breaks C1 and C3.

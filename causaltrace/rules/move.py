@@ -194,8 +194,7 @@ def _choose(op: OpCall, cond: Tensor, yes: Any, no: Any) -> Cells | None:
         dims = varied(cy, cn, ndim=cond.ndim) | _spread(cond, yes) | _spread(cond, no)
         if any(map(_hides, (yes, no))):  # scores of keys: each query has keys of its own
             dims |= {d for d in range(cond.ndim) if cond.shape[d] != 1 and cond.stride(d) != 0}
-        picked_yes = live(cond, tuple(dims)) if cond.ndim else cond
-        picked_no = live(~cond, tuple(dims)) if cond.ndim else ~cond
+        picked_yes, picked_no = live(cond, tuple(dims)), live(~cond, tuple(dims))
         return lattice.join(lattice.keep(cy, _align(picked_yes, cy)), lattice.keep(cn, _align(picked_no, cn)))
     taken = live(cond, range(cond.ndim)), live(~cond, range(cond.ndim))
     return lattice.join(lattice.keep(cy, _align(taken[0], cy)), lattice.keep(cn, _align(taken[1], cn)))

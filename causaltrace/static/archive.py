@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, fx
 
 from causaltrace._compat import serialized
+from causaltrace.static.bodies import BODIES, calls_bodies
 from causaltrace.static.errors import AuditError
 from causaltrace.static.exported import Exported, Given, Program, example
 from causaltrace.static.sizes import Range, Size
@@ -77,8 +78,6 @@ def _read(archive: zipfile.ZipFile) -> Exported:
     program = json.loads(archive.read(models[0]))
     module = program["graph_module"]
     graph = module["graph"]
-    if graph.get("custom_obj_values"):
-        raise AuditError("the program holds objects of classes of its own", remedy=REMEDY)
     made = _Graph(graph)
     constants = dict(_constants(archive, names))
     inputs = [_given(spec, graph, constants) for spec in module["signature"]["input_specs"]]
@@ -88,7 +87,7 @@ def _read(archive: zipfile.ZipFile) -> Exported:
     ranges = {name: _range(name, r) for name, r in (program.get("range_constraints") or {}).items()}
     guards = [str(text) for text in program.get("guards_code") or []]
     keys = _keys(module, len(user))
-    return Exported(Program(made.graph), inputs, user, keys, ranges=ranges, guards=guards)
+    return Exported(made.program(), inputs, user, keys, ranges=ranges, guards=guards)
 
 
 class _Graph:
@@ -97,27 +96,38 @@ class _Graph:
     def __init__(self, data: dict[str, Any]) -> None:
         self.graph = fx.Graph()
         self.nodes: dict[str, fx.Node] = {}
+        self._inner: dict[str, Program] = {}
+        if data.get("custom_obj_values"):
+            raise AuditError("the program holds objects of classes of its own", remedy=REMEDY)
         for argument in data["inputs"]:
             name = _name(argument)
             self.nodes[name] = self.graph.placeholder(name)
         for node in data["nodes"]:
             self._node(node)
-        self.graph.output(tuple(self._value(a) for a in data["outputs"]))
+        results = tuple(self._value(a) for a in data["outputs"])
+        self.graph.output(results[0] if data.get("is_single_tensor_return") else results)
+
+    def program(self) -> Program:
+        return Program(self.graph, self._inner)
 
     def _node(self, data: dict[str, Any]) -> None:
         target = _target(data["target"])
         named = [(a["name"], self._value(a["arg"]), a.get("kind") == 2) for a in data["inputs"]]
         args = tuple(v for _, v, keyword in named if not keyword)
         kwargs = {n: v for n, v, keyword in named if keyword}
+        bodies = tuple(i for i, v in enumerate(args) if isinstance(v, fx.Node) and v.op == "get_attr")
+        if bodies != (BODIES[target.name()] if calls_bodies(target) else ()):
+            raise AuditError(f"{data['target']} is given other functions than it takes", remedy=REMEDY)
         node = self.graph.create_node("call_function", target, args, kwargs, data.get("name"))
         metadata = data.get("metadata", {})
         node.meta = {k: str(metadata[k]) for k in ("stack_trace", "nn_module_stack") if metadata.get(k)}
         outputs = data["outputs"]
-        if len(outputs) == 1 and "as_tensors" not in outputs[0]:
+        one = len(outputs) == 1 and "as_tensors" not in outputs[0]
+        if one and not (calls_bodies(target) and not data["is_hop_single_tensor_return"]):
             if next(iter(outputs[0])) != "as_none":
                 self.nodes[_name(outputs[0])] = node
             return
-        listed = outputs[0]["as_tensors"] if len(outputs) == 1 else outputs
+        listed = outputs[0].get("as_tensors", outputs) if len(outputs) == 1 else outputs
         for i, out in enumerate(listed):
             name = _name(out) if "name" not in out else out["name"]
             if name:
@@ -147,6 +157,10 @@ class _Graph:
             return torch.device("cpu")
         if kind in ("as_scalar_type", "as_layout", "as_memory_format"):
             return serialized(kind)[value]
+        if kind == "as_graph":
+            name = f"body_{len(self._inner)}"  # and not the one in the file
+            self._inner[name] = _Graph(value["graph"]).program()
+            return self.graph.get_attr(name)
         raise AuditError(f"the program calls a function of its own ({kind})", remedy=REMEDY)
 
     def _symbol(self, value: dict[str, Any]) -> Any:
@@ -170,6 +184,8 @@ def _target(name: str) -> Any:
         return getattr(operator, parts[1])
     if name in ("torch.sym_max", "torch.sym_min", "torch.sym_not"):
         return getattr(torch, parts[1])
+    if parts[:3] == ["torch", "ops", "higher_order"] and parts[3:] in [[n] for n in BODIES]:
+        return getattr(torch.ops.higher_order, parts[3])
     if parts[:2] == ["torch", "ops"] and len(parts) == 5 and parts[3] not in OUTSIDE:
         found: Any = getattr(getattr(getattr(torch.ops, parts[2]), parts[3], None), parts[4], None)
         if isinstance(found, torch._ops.OpOverload):

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils._python_dispatch import _disable_current_modes
 
+from causaltrace._compat import Operator, current_mode
 from causaltrace.higher import leaves
 from causaltrace.lattice.cells import LABELS, Cells
 from causaltrace.ledger import Pending
@@ -23,6 +24,7 @@ from causaltrace.report.about import made_now
 from causaltrace.report.model import Notice, Report, Run
 from causaltrace.shadow import Shadow
 from causaltrace.site import Site
+from causaltrace.static.branches import DIFFERENTIABLE, followed
 from causaltrace.static.capture import Call, captured
 from causaltrace.static.errors import AuditError
 from causaltrace.static.joined import Tried
@@ -174,6 +176,7 @@ def line_of(error: BaseException) -> Site | None:
 
 @contextlib.contextmanager
 def opened(tracer: Static, call: Call) -> Iterator[None]:
+    dispatched = Operator.__call__
     item, deepcopy, parameter = Tensor.item, Tensor.__deepcopy__, torch.nn.Parameter.__deepcopy__
 
     def copied(t: Tensor, memo: dict[int, Any]) -> Tensor:
@@ -185,6 +188,11 @@ def opened(tracer: Static, call: Call) -> Iterator[None]:
         tracer.weights([p])
         return parameter(p, memo)
 
+    def called(op: Any, *args: Any, **kwargs: Any) -> Any:
+        if op.name() in DIFFERENTIABLE and current_mode() is tracer:
+            return followed(tracer, op, args, kwargs)
+        return dispatched(op, *args, **kwargs)
+
     hooks = (
         register_optimizer_step_pre_hook(tracer.step_begins),
         register_optimizer_step_post_hook(tracer.step_ends),
@@ -193,9 +201,11 @@ def opened(tracer: Static, call: Call) -> Iterator[None]:
         with torch.compiler.set_stance("force_eager"), kept(tracer, call.modules), tracer:
             Tensor.__deepcopy__ = copied  # type: ignore[method-assign]
             torch.nn.Parameter.__deepcopy__ = same_kind  # type: ignore[method-assign]
+            Operator.__call__ = called  # type: ignore[method-assign]
             Tensor.item = lambda t: tracer.number(t, item)  # type: ignore[method-assign, assignment, arg-type]
             yield
     finally:
+        Operator.__call__ = dispatched  # type: ignore[method-assign]
         Tensor.item = item  # type: ignore[method-assign]
         Tensor.__deepcopy__ = deepcopy  # type: ignore[method-assign]
         torch.nn.Parameter.__deepcopy__ = parameter  # type: ignore[method-assign]

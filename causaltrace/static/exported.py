@@ -17,12 +17,14 @@ from causaltrace.static.sizes import Range, Size, Sizes
 
 
 class Program(nn.Module):
-    """A graph that was read from a file. No ``GraphModule``: that makes Python code of its graph, in which
-    the names in a file would be code, too."""
+    """A graph that was read from a file, and those in it. No ``GraphModule``: that makes Python code of its
+    graph, in which the names in a file would be code, too."""
 
-    def __init__(self, graph: fx.Graph) -> None:
+    def __init__(self, graph: fx.Graph, inner: Mapping[str, Program] | None = None) -> None:
         super().__init__()
         self.graph = graph
+        for name, program in (inner or {}).items():
+            self.add_module(name, program)
 
 
 @dataclass

@@ -10,9 +10,15 @@ from torch import Tensor, fx
 from causaltrace._compat import DTYPES
 from causaltrace.places import internal
 from causaltrace.site import Site
+from causaltrace.static.bodies import Body, calls_bodies
+from causaltrace.static.errors import AuditError
 from causaltrace.static.exported import Program
 from causaltrace.static.passes import Node, passes
 from causaltrace.static.tracer import Static
+
+#: Where functions of graphs come from that open and close a ``vmap`` of the whole process.
+BATCHING = "torch._functorch.predispatch"
+DECOMPOSE = "audit the module itself, or what program.run_decompositions() gives"
 
 _FRAME = re.compile(r'File "(.+?)", line (\d+), in (\S+)(?:\n\s+(\S[^\n]*))?')
 
@@ -27,12 +33,16 @@ class ProvenanceInterpreter(fx.Interpreter):
         super().__init__(module)
         self.extra_traceback = False
         self._tracer = tracer
+        self._graph = module.graph
         self._passes = passes(module.graph)
+        if any(getattr(n.target, "__module__", "") == BATCHING for n in module.graph.nodes):
+            raise AuditError("the graph has vmap in it as it was written", remedy=DECOMPOSE)
 
     def run_node(self, n: fx.Node) -> Any:
         before = self._tracer.node
         site = n.meta["site"] = _site(n)
-        self._tracer.node = Node(site, *(n in part for part in self._passes))
+        outer = (False,) * len(self._passes) if before is None else before[1:]
+        self._tracer.node = Node(site, *(n in part or o for part, o in zip(self._passes, outer, strict=True)))
         try:
             out = super().run_node(n)
         finally:
@@ -40,6 +50,14 @@ class ProvenanceInterpreter(fx.Interpreter):
         if self._tracer.annotates and n.op != "output":
             self._annotate(n, out)
         return out
+
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+        held = super().get_attr(target, args, kwargs)
+        if isinstance(held, (fx.GraphModule, Program)):
+            users = (n.users for n in self._graph.nodes if n.op == "get_attr" and n.target == target)
+            if all(calls_bodies(u.target) for found in users for u in found):
+                return Body(ProvenanceInterpreter(held, self._tracer).run)
+        return held
 
     def _annotate(self, n: fx.Node, out: Any) -> None:
         many = isinstance(out, (list, tuple))

@@ -18,11 +18,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import _disable_current_modes
 
 from causaltrace._compat import current_node, decompose, is_fake, storage_of, unfaked
-from causaltrace.higher import FORMS, leaves
 from causaltrace.order import INVERSE, PERMUTATION
 from causaltrace.schema import SILENT, Op, describe, tensors
 from causaltrace.shadow import Memory, Shadow
 from causaltrace.site import Site
+from causaltrace.static import branches
 from causaltrace.static.arguments import blank, by_id, fresh, mapped, part_unknown, swapped
 from causaltrace.static.errors import AuditError
 from causaltrace.static.number import UnknownNumber
@@ -55,6 +55,7 @@ class Static(Tracer):
         self.constants: dict[str, Site] = {}  #: that a verdict may rest on: where each is used first
         self.annotates = True  #: are the nodes of graphs told what they depend on?
         self.node: Node | None = None  #: of a graph, while it runs
+        self.guards: list[branches.Apart | branches.Shared] = []  #: what is not to be written to
         self._arranged: list[Tensor] = []  #: keeps ids from being used again, for one operation
         self._storages: dict[int, tuple[Tensor, Any]] = {}  #: by storage of a real tensor: its fake
         self._weights: set[int] = set()
@@ -180,6 +181,8 @@ class Static(Tracer):
         known = self._seen(inputs)
         bound = op.bind(args, kwargs)
         written = [t for name in op.written for t in tensors(bound.get(name))]
+        for guard in self.guards:
+            guard.wrote(written, self.site)
         drawn = torch.Tag.nondeterministic_seeded in func.tags or op.name.startswith(("empty", "new_empty"))
         numbers = [v for v in (*args, *kwargs.values()) if isinstance(v, float) and v != v]
         folded = not drawn and not numbers and all(whole for _, whole, _ in known.values())
@@ -196,6 +199,8 @@ class Static(Tracer):
         out, results = self._run(op, func, args, kwargs, inputs, stand, planes, written, folded)
         self._op_name = op.full
         made = [t for t in tensors(out) if all(t is not w for w in written)]
+        for guard in self.guards:
+            guard.made(made)
         outs = made + written
         if not outs:
             return out
@@ -450,19 +455,8 @@ class Static(Tracer):
     # -- operators that call functions ----------------------------------------------------------------
 
     def _higher_order(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        form = FORMS.get(func.name())
-        if form is None:
-            raise AuditError(f"{func.name()} runs kernels that nothing is known of", self.site())
-
-        def decided(condition: Any, only_results: bool) -> bool:
-            return (
-                bool(self._read(condition, func.name())) if isinstance(condition, Tensor) else bool(condition)
-            )
-
-        for t in leaves((args, kwargs)):
-            self.faked(t)
         with self:
-            return form(func, decided, *args, **kwargs)
+            return branches.followed(self, func, args, kwargs)
 
 
 #: Rules to which a float that is not known may be NaN: they look at floats for zeros and mask values only.

@@ -124,7 +124,8 @@ FOREIGN = (
     "os.system",
     "_operator.attrgetter",
     "torch.ops.aten.from_file.default",
-    "torch.ops.higher_order.cond",
+    "torch.ops.higher_order.flex_attention",
+    "torch.ops.higher_order.__class__",
     "torch.ops.aten.no_such.default",
     "#mine:thing",
 )
