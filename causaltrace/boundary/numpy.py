@@ -39,7 +39,7 @@ def enter(tracer: Tracer, replace: Replace) -> list[Callable[[], None]]:
         names[id(getattr(np, name))] = _making(arrays, name, getattr(np, name))
     for name in FRESH:
         names[id(getattr(np, name))] = _fresh(arrays, getattr(np, name))
-    for owner, name, original in list(_bound_to(names)):
+    for owner, name, original in list(bound_to(names)):
         replace(owner, name, names[id(original)])
     for name in ("numpy", "__array__"):
         replace(Tensor, name, _handed_out(arrays, getattr(Tensor, name)))
@@ -60,7 +60,7 @@ def enter(tracer: Tracer, replace: Replace) -> list[Callable[[], None]]:
     return [opened(arrays), end]
 
 
-def _bound_to(names: dict[int, Any]) -> Iterator[tuple[Any, str, Any]]:
+def bound_to(names: dict[int, Any]) -> Iterator[tuple[Any, str, Any]]:
     """Every module that has one of these functions, by whatever name it was imported."""
     for module in list(sys.modules.values()):
         space = getattr(module, "__dict__", None)
@@ -159,7 +159,11 @@ def _indexed(arrays: Arrays, original: Any) -> Callable[..., Any]:
         if arrays.memory.starts and any(True for _ in labels_in([key, *values])):
             key, values = seen(key), tuple(map(seen, values))
         keys = key if type(key) is tuple else (key,)
-        if len(keys) == t.ndim and any(map(label, keys)) and all(isinstance(k, int) or label(k) for k in keys):
+        if (
+            len(keys) == t.ndim
+            and any(map(label, keys))
+            and all(isinstance(k, int) or label(k) for k in keys)
+        ):
             return chosen(t, keys, *values)
         return original(t, key, *values)
 
@@ -195,7 +199,7 @@ def _items(arrays: Arrays) -> dict[str, Callable[..., Any]]:
     def involved(key: Any) -> bool:
         if type(key) in (tuple, list):
             return any(map(involved, key))
-        return type(key) is LabelArray or hasattr(key, "shadow")
+        return isinstance(key, LabelArray) or hasattr(key, "shadow")
 
     def getitem(self: np.ndarray, key: Any) -> Any:
         return read(self, key) if not arrays.inside and involved(key) else get(self, key)
@@ -214,7 +218,9 @@ def _listing(arrays: Arrays, name: str) -> Callable[..., Any]:
     original = getattr(np.ufunc, name)
 
     def method(self: np.ufunc, *args: Any, **kwargs: Any) -> Any:
-        if not arrays.inside and any(type(a) in (list, tuple) and any(True for _ in labels_in(a)) for a in args):
+        if not arrays.inside and any(
+            type(a) in (list, tuple) and any(True for _ in labels_in(a)) for a in args
+        ):
             return labelled(ufuncs.called(arrays, self, name, args, kwargs))
         return original(self, *args, **kwargs)
 
