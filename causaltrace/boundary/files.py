@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from causaltrace.boundary.arrays import Arrays
-from causaltrace.boundary.ndarray import LabelArray
+from causaltrace.boundary.ndarray import LabelArray, lent
 from causaltrace.boundary.number import told
 from causaltrace.boundary.numpy import bound_to
 from causaltrace.lattice.cells import LABELS, Cells
@@ -27,9 +28,28 @@ Pattern = str | os.PathLike[str]
 
 
 class LabelMemmap(LabelArray, np.memmap):
-    """A memory map whose elements are followed; its slices are LabelArrays."""
+    """A memory map whose elements are followed; its slices are LabelArrays. Below it lies a plain one."""
 
-    base = np.ndarray.base
+    @property
+    def base(self) -> Any:
+        lent(self, "numpy base")
+        return _below(self)
+
+    @property
+    def _mmap(self) -> Any:
+        lent(self, "numpy memmap")
+        return _below(self)._mmap
+
+    @_mmap.setter
+    def _mmap(self, value: Any) -> None:
+        """Numpy hands every new array what the array below it has."""
+
+    def flush(self) -> None:
+        _below(self).flush()
+
+
+def _below(a: LabelMemmap) -> Any:
+    return np.ndarray.base.__get__(a)
 
 
 #: What arrays with labels become.
@@ -58,10 +78,10 @@ class Source:
 
 @dataclass(frozen=True)
 class File:
-    """The stream of a file: labels of one dtype from byte ``first`` on."""
+    """The stream of a file: labels from byte ``first`` on, as they were when the file was first read."""
 
     stream: Stream
-    dtype: np.dtype[Any]
+    tokens: np.ndarray
     first: int
 
 
@@ -83,6 +103,7 @@ class Files:
         self._noted: set[tuple[str, str]] = set()
         self._undo: list[Callable[[], None]] = []
         self._lock = threading.RLock()
+        self._begun = time.time_ns()
 
     def declare(self, patterns: tuple[Pattern, ...], dtype: Any, offset: int) -> None:
         if not patterns:
@@ -177,20 +198,24 @@ class Files:
         if out.dtype.kind not in "iu" or not out.dtype.isnative:
             return self._unfollowed(out, file, f"as {out.dtype!r}")
         with self._lock, torch.inference_mode(False), _disable_current_modes():
+            if path not in self._files and os.stat(path).st_mtime_ns > self._begun:
+                return self._unfollowed(out, file, "after the watch had begun and the file was written")
             known = self._files.get(path) or self._opened(path, source, out.dtype, first)
-            if source.dtype is None and out.dtype != known.dtype:
+            dtype = known.tokens.dtype
+            if source.dtype is None and out.dtype != dtype:
                 raise ValueError(
-                    f"{path} was read as {known.dtype} and as {out.dtype}: say which of them labels are, and "
+                    f"{path} was read as {dtype} and as {out.dtype}: say which of them labels are, and "
                     f"where they begin: label_files({source.pattern!r}, dtype=..., offset=<bytes of header>)"
                 )
             memory = (out if out.flags.c_contiguous else out.T).reshape(-1).view(np.uint8)
-            place, split = divmod(start - known.first, known.dtype.itemsize)
-            if split or memory.size % known.dtype.itemsize:
+            place, split = divmod(start - known.first, dtype.itemsize)
+            if split or memory.size % dtype.itemsize:
                 return self._unfollowed(out, file, "from the middle of a label")
-            tokens = memory.view(known.dtype)
-            if place + tokens.size > known.stream.size:
-                return self._unfollowed(out, file, "after it had grown")
-            positions = torch.arange(place, place + tokens.size)
+            tokens, stop = memory.view(dtype), place + memory.size // dtype.itemsize
+            was = known.tokens[max(place, 0) : stop]
+            if stop > known.tokens.size or bool((tokens[-was.size :] != was).any()):
+                return self._unfollowed(out, file, "after it had changed")
+            positions = torch.arange(place, stop)
             none = (positions < 0) | (self._arrays.tensor(tokens).to(positions.dtype) < 0)
             positions = torch.where(none, -1, positions + known.stream.offset)
             self._arrays.write(tokens, Shadow(label=Cells(positions.unsqueeze(-1), node=LABELS)))
@@ -200,15 +225,11 @@ class Files:
         """A new stream of all the labels of a file."""
         dtype = source.dtype or dtype
         size = (os.path.getsize(path) - first) // dtype.itemsize
-        self._arrays.inside += 1
-        try:
-            tokens = np.memmap(path, dtype, "c", first, (size,)).view(np.ndarray)
-        finally:
-            self._arrays.inside -= 1
+        tokens = self._arrays.plainly(np.fromfile, (path, dtype, size), {"offset": first})
         name = os.path.basename(path)
         taken = {file.stream.name for file in self._files.values()}
-        tensor = self._arrays.tensor(tokens if tokens.flags.aligned else tokens.copy())
-        known = self._files[path] = File(self._add(path if name in taken else name, tensor), dtype, first)
+        stream = self._add(path if name in taken else name, self._arrays.tensor(tokens))
+        known = self._files[path] = File(stream, tokens, first)
         return known
 
     def _unfollowed(self, out: Any, file: Any, how: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -175,6 +176,34 @@ def test_maps_are_still_maps(shard: Path) -> None:
     assert int(tokens[3]) == int(stream(N)[3])
 
 
+def read_buffer(a: Any) -> int:
+    return memoryview(a).tolist()[20]  # type: ignore[no-any-return]
+
+
+#: Ways to a value that no array with labels tells of by itself.
+WAYS: list[Callable[[Any], int]] = [
+    lambda a: int(a[20]),
+    lambda a: int(a.base[20]),
+    lambda a: int(a._mmap[HEADER + 40]),
+    lambda a: int(a.view(np.ndarray)[20]),
+    lambda a: int(np.asarray(a)[20]),
+    lambda a: int(a.tobytes()[40]),
+    read_buffer,
+]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_no_way_out_of_a_map_goes_unnoticed(way: Callable[[Any], int], shard: Path) -> None:
+    model = Toy()
+    with causaltrace.watch() as trace, torch.no_grad():
+        causaltrace.label_files("val_*.bin", dtype=np.uint16, offset=HEADER)
+        array = np.memmap(shard, np.uint16, "r", offset=HEADER)
+        known = torch.tensor(float(way(array)))
+        tokens = torch.from_numpy(array.astype(np.int64))
+        F.cross_entropy(model(tokens[:-1]) * known, tokens[1:], reduction="none").sum()
+    assert trace.report.status == "unverified" and trace.report.escapes, trace.report
+
+
 @pytest.mark.parametrize("mode", [None, "r"])
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_npy_files(mode: Any, order: Any, tmp_path: Path) -> None:
@@ -270,6 +299,33 @@ def test_what_cannot_be_labelled_is_never_clean(read: Read, shard: Path) -> None
         scored(legal, from_file(shard))
     assert trace.report.status == "unverified", trace.report
     assert any("not followed" in note.message and note.blocking for note in trace.report.notes)
+
+
+def test_files_that_were_written_in_the_watch_are_never_clean(shard: Path) -> None:
+    """What was written there may depend on labels."""
+
+    def later(path: Path) -> np.ndarray:
+        from_file(path)
+        tokens = np.memmap(path, np.uint16, "r+", offset=HEADER)
+        tokens[5] = tokens[20] + 1
+        tokens.flush()
+        return from_file(path)
+
+    def at_once(path: Path) -> np.ndarray:
+        write(path, stream(N, seed=3).numpy())
+        return from_file(path)
+
+    def longer(path: Path) -> np.ndarray:
+        from_file(path)
+        write(path, stream(N + 1).numpy())
+        return from_file(path)
+
+    for read in (later, at_once, longer):
+        write(shard, stream(N).numpy())
+        time.sleep(0.05)  # clocks of file systems are coarse
+        trace = watched(read, shard, legal)
+        assert trace.report.status == "unverified", trace.report
+        assert any("not followed" in note.message and note.blocking for note in trace.report.notes)
 
 
 def test_labels_of_two_dtypes_need_one_that_is_said(shard: Path) -> None:
