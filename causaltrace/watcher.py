@@ -47,7 +47,6 @@ _lock = threading.Lock()
 #: Labels that can be told apart in one watch: a number for each of them in every support.
 EXACT_LABELS = 4096
 
-
 NOT_OPEN = (
     "label_files labels what is read in an open watch, and this one is not: call it at the top of the block, "
     "`with causaltrace.watch() as trace: causaltrace.label_files(...)`, before the files are read"

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from numpy import fromfile
 from torch import Tensor
 
 import causaltrace
@@ -64,6 +65,10 @@ def from_open_file(path: Path) -> np.ndarray:
         return np.fromfile(file, dtype="<u2", count=int(header[2]))
 
 
+def by_imported_name(path: Path) -> np.ndarray:
+    return fromfile(path, "<u2", offset=HEADER)
+
+
 def from_bytes(path: Path) -> np.ndarray:
     return np.fromfile(path, dtype=np.uint8)[HEADER:].view("<u2")
 
@@ -81,7 +86,7 @@ def sliced(path: Path) -> np.ndarray:
     return np.memmap(str(path), dtype=np.uint16, mode="r")[HEADER // 2 :]
 
 
-READERS = [from_file, from_open_file, from_bytes, from_parts, mapped, sliced]
+READERS = [from_file, from_open_file, by_imported_name, from_bytes, from_parts, mapped, sliced]
 
 
 def legal(model: Toy, tokens: Tensor) -> Tensor:
