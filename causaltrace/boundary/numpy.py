@@ -159,11 +159,7 @@ def _indexed(arrays: Arrays, original: Any) -> Callable[..., Any]:
         if arrays.memory.starts and any(True for _ in labels_in([key, *values])):
             key, values = seen(key), tuple(map(seen, values))
         keys = key if type(key) is tuple else (key,)
-        if (
-            len(keys) == t.ndim
-            and any(map(label, keys))
-            and all(isinstance(k, int) or label(k) for k in keys)
-        ):
+        if len(keys) == t.ndim and any(map(label, keys)) and all(isinstance(k, int) or label(k) for k in keys):
             return chosen(t, keys, *values)
         return original(t, key, *values)
 
@@ -218,9 +214,7 @@ def _listing(arrays: Arrays, name: str) -> Callable[..., Any]:
     original = getattr(np.ufunc, name)
 
     def method(self: np.ufunc, *args: Any, **kwargs: Any) -> Any:
-        if not arrays.inside and any(
-            type(a) in (list, tuple) and any(True for _ in labels_in(a)) for a in args
-        ):
+        if not arrays.inside and any(type(a) in (list, tuple) and any(True for _ in labels_in(a)) for a in args):
             return labelled(ufuncs.called(arrays, self, name, args, kwargs))
         return original(self, *args, **kwargs)
 
