@@ -15,7 +15,8 @@ from causaltrace.watcher import current, finished
 
 _INFERENCE_MODE = (
     "this first causaltrace.label(...) or label_files(...) is inside torch.inference_mode(); call it before, "
-    "so that the watch which it opens lasts to the end of the script, or use 'with causaltrace.watch(tokens):'"
+    "so that the watch which it opens lasts to the end of the script, or use "
+    "'with causaltrace.watch(tokens):'"
 )
 
 
