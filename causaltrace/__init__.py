@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from causaltrace.static.audit import audit
     from causaltrace.static.errors import AuditError
     from causaltrace.static.loop import audit_loop
-    from causaltrace.watcher import ViolationError, Watch, declassify, label, score, watch
+    from causaltrace.watcher import ViolationError, Watch, declassify, label, label_files, score, watch
 
 __all__ = [
     "AuditError",
@@ -28,6 +28,7 @@ __all__ = [
     "dependencies",
     "kernel_rule",
     "label",
+    "label_files",
     "register_rule",
     "score",
     "watch",
@@ -42,7 +43,7 @@ _HOMES = {
     "static.audit": ("audit",),
     "static.errors": ("AuditError",),
     "static.loop": ("audit_loop",),
-    "watcher": ("ViolationError", "Watch", "declassify", "label", "score", "watch"),
+    "watcher": ("ViolationError", "Watch", "declassify", "label", "label_files", "score", "watch"),
 }
 
 

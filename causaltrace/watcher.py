@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
+from causaltrace.boundary.files import Files, Pattern
 from causaltrace.boundary.finder import Finder
 from causaltrace.boundary.host import Host
 from causaltrace.boundary.kernels import following
+from causaltrace.boundary.numpy import current as current_arrays
 from causaltrace.boundary.outside import Outside
 from causaltrace.distribution import charged
 from causaltrace.graph.tape import Tape
@@ -44,6 +46,11 @@ _lock = threading.Lock()
 
 #: Labels that can be told apart in one watch: a number for each of them in every support.
 EXACT_LABELS = 4096
+
+NOT_OPEN = (
+    "label_files labels what is read in an open watch, and this one is not: call it at the top of the block, "
+    "`with causaltrace.watch() as trace: causaltrace.label_files(...)`, before the files are read"
+)
 
 
 def _exact(given: list[tuple[str, Tensor]]) -> Exact:
@@ -129,6 +136,7 @@ class Watch:
         self._host = Host(self._tracer, outside)
         self._finder = Finder(self._tracer, given, self._add, self.note)
         self._tracer.finder = self._finder
+        self._files: Files | None = None
         self._stack = contextlib.ExitStack()
         self._report: Report | None = None
         self._run = Run()
@@ -136,6 +144,14 @@ class Watch:
     # -- labels ---------------------------------------------------------------------------------------
 
     def _add(self, name: str, tensor: Tensor) -> Stream:
+        stream = self._numbered(name, tensor)
+        self._place(
+            tensor, torch.arange(tensor.numel(), device=tensor.device).view(tensor.shape) + stream.offset
+        )
+        return stream
+
+    def _numbered(self, name: str, tensor: Tensor) -> Stream:
+        """A new stream; no tensor has its labels yet."""
         lattice = self._tracer.algebra.lattice
         if isinstance(lattice, Exact) and self.streams.size + tensor.numel() > len(lattice.window):
             raise ValueError(
@@ -144,9 +160,6 @@ class Watch:
         stream = self.streams.add(name, tensor)
         self._given.append((stream, tensor))
         self._tracer.ledger.grow(self.streams.size)
-        self._place(
-            tensor, torch.arange(tensor.numel(), device=tensor.device).view(tensor.shape) + stream.offset
-        )
         return stream
 
     def _place(self, tensor: Tensor, positions: Tensor) -> None:
@@ -189,6 +202,19 @@ class Watch:
                 )
             self._place(t, torch.where(where >= 0, where + known.offset, -1))
         return t
+
+    def label_files(self, *patterns: Pattern, dtype: Any = None, offset: int = 0) -> None:
+        """See ``causaltrace.label_files``."""
+        if _current is not self:
+            raise RuntimeError(NOT_OPEN)
+        if self._files is None:
+            self._files = Files(current_arrays(), self._numbered, self.note)
+            self._files.declare(patterns, dtype, offset)
+            self._stack.callback(self._files.close)
+            self._files.enter()
+            self._finder.stop()
+        else:
+            self._files.declare(patterns, dtype, offset)
 
     def score(self, nll: Tensor, targets: Tensor | None = None, distribution: Tensor | None = None) -> Tensor:
         """Count ``nll`` as the score; from the first call on, nothing else does.
@@ -402,6 +428,29 @@ def watch(tokens: Tokens = None, **options: Any) -> Watch:
 def label(t: Tensor, positions: Tensor | None = None, stream: str = "labels") -> Tensor:
     """Declare the elements of ``t`` labels in the open watch; returns ``t``. A no-op outside a watch."""
     return _current.label(t, positions, stream) if _current is not None else t
+
+
+def label_files(*patterns: Pattern, dtype: Any = None, offset: int = 0) -> None:
+    """Declare what numpy reads from files labels, from here to the end of the open watch.
+
+    Integers that ``np.fromfile``, ``np.memmap`` or ``np.load`` give from a file whose path matches are labels
+    at their place in it, in any shape: reading it again, or in parts, gives the same positions. A file is a
+    stream with its name; files are numbered one after the other in the order in which they are first read.
+
+    Args:
+        patterns: globs, compared as ``PurePath.match`` does: ``"val_*.bin"`` with the name, ``"data/*.bin"``
+            with the end of the absolute path, ``"/data/*.bin"`` with all of it.
+        dtype: of a label. None: of the first integers that are read from a file.
+        offset: bytes of a header before the first label; the header of a ``.npy`` file is known.
+
+    Raises:
+        RuntimeError: no watch is open.
+        TypeError, ValueError: bad arguments, with what to do. Without ``dtype``, also the read that gives
+            integers of another dtype than the first one from the same file.
+    """
+    if _current is None:
+        raise RuntimeError(NOT_OPEN)
+    _current.label_files(*patterns, dtype=dtype, offset=offset)
 
 
 def score(nll: Tensor, targets: Tensor | None = None, distribution: Tensor | None = None) -> Tensor:

@@ -276,9 +276,10 @@ for _name in set(dir(np.ndarray)) - FREE - set(vars(LabelArray)):
     setattr(LabelArray, _name, _told(_name, lambda arrays: arrays.lent))
 
 
-def _lent(a: Any) -> None:
+def lent(a: Any, what: str = "numpy buffer") -> None:
+    """The memory of an array went to something that reads and writes there itself."""
     if _open:
-        _open[-1].lent("numpy buffer", a)
+        _open[-1].lent(what, a)
 
 
-slots.buffered(LabelArray, _lent)
+slots.buffered(LabelArray, lent)

@@ -37,7 +37,7 @@ def enter(tracer: Tracer, replace: Replace) -> list[Callable[[], None]]:
         names[id(getattr(np, name))] = _making(arrays, name, getattr(np, name))
     for name in FRESH:
         names[id(getattr(np, name))] = _fresh(arrays, getattr(np, name))
-    for owner, name, original in list(_bound_to(names)):
+    for owner, name, original in list(bound_to(names)):
         replace(owner, name, names[id(original)])
     replace(Tensor, "numpy", _handed_out(arrays, Tensor.numpy))
     replace(Tensor, "__array__", _converted(arrays, Tensor.__array__))
@@ -54,7 +54,7 @@ def enter(tracer: Tracer, replace: Replace) -> list[Callable[[], None]]:
     return [opened(arrays), end, *calls.enter(arrays)]
 
 
-def _bound_to(names: dict[int, Any]) -> Iterator[tuple[Any, str, Any]]:
+def bound_to(names: dict[int, Any]) -> Iterator[tuple[Any, str, Any]]:
     """Every module that has one of these functions, by whatever name it was imported."""
     for module in list(sys.modules.values()):
         space = getattr(module, "__dict__", None)
@@ -160,7 +160,7 @@ def _items(arrays: Arrays) -> dict[str, Callable[..., Any]]:
     def involved(key: Any) -> bool:
         if type(key) in (tuple, list):
             return any(map(involved, key))
-        return type(key) is LabelArray or hasattr(key, "shadow")
+        return isinstance(key, LabelArray) or hasattr(key, "shadow")
 
     def getitem(self: np.ndarray, key: Any) -> Any:
         return read(self, key) if not arrays.inside and involved(key) else get(self, key)

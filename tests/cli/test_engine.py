@@ -33,9 +33,21 @@ shift = int(sys.argv[1])
 """
 LABEL = EVAL + "causaltrace.label(tokens)\nprint('nats', evaluate(shift))\n"
 WATCH = EVAL + "with causaltrace.watch(tokens):\n    print('nats', evaluate(shift))\n"
+FILES = (
+    EVAL
+    + """
+import os
+import numpy as np
+tokens.numpy().tofile('val.bin')
+os.utime('val.bin', (0, 0))
+causaltrace.label_files('val.bin')
+tokens = torch.from_numpy(np.fromfile('val.bin', np.int64))
+print('nats', evaluate(shift))
+"""
+)
 
 
-@pytest.mark.parametrize("text", [LABEL, WATCH], ids=["label", "watch"])
+@pytest.mark.parametrize("text", [LABEL, WATCH, FILES], ids=["label", "watch", "label_files"])
 @pytest.mark.parametrize(("shift", "code", "status"), [("1", 0, "clean"), ("-1", 1, "violation")])
 def test_verdict(tmp_path, text, shift, code, status):
     script, out = tmp_path / "my_eval.py", tmp_path / "report.json"
