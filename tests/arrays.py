@@ -44,7 +44,8 @@ def tensors(value: Any) -> Any:
         return torch.tensor(value.astype(np.float64).tolist(), dtype=torch.float64)
     if value.dtype.kind == "f" and value.itemsize > 8:
         value = value.astype(np.float64)
-    return torch.from_numpy(value if all(s >= 0 for s in value.strides) else np.array(value, order="C"))
+    lies = value.flags.writeable and all(s >= 0 for s in value.strides)
+    return torch.from_numpy(value if lies else np.array(value, order="C"))
 
 
 def of_tensors(fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -63,6 +64,7 @@ def watched(fn: Callable[..., Any], *given: Given) -> tuple[Any, Notes]:
         lanes = torch.arange(first, first + t.numel(), dtype=torch.int32).view(*t.shape, 1) * 2 + 1
         trace.memory.write(t, Shadow(support=Cells(lanes.expand(*t.shape, 2).contiguous())))
         first += t.numel()
+    trace.ledger.grow(first)
     with torch.compiler.set_stance("force_eager"), Host(trace, Outside(trace)), trace:
         out = fn(*[t.numpy() for t in inputs])
     assert isinstance(trace.recorder, Notes)

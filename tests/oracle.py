@@ -152,6 +152,7 @@ def reported(
             lanes = (where * 2 + 1).unsqueeze(-1).expand(*where.shape, 2).contiguous()
             cells = known.setdefault(id(where), Cells(lanes))
             trace.memory.write(copy, Shadow(support=cells))
+    trace.ledger.grow(1 + max(int(p.max()) for p in positions if p is not None))
     with torch.compiler.set_stance("force_eager"), Host(trace, Outside(trace)), trace:
         out = fn(*args)
     notes = trace.recorder
@@ -161,6 +162,8 @@ def reported(
     parts = []
     for t in leaves(out):
         cells = trace.ledger.depends(trace.memory.read(t), "possible" if opaque else "support")
+        if opaque:  # a branch in Python may have decided anything
+            cells = trace.algebra.join(cells, trace.algebra.everything(trace.ledger.watermark, t.ndim))
         value = (
             torch.full((1,) * t.ndim, -1)
             if cells is None

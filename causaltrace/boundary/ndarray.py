@@ -280,3 +280,4 @@ def _lent(a: Any) -> None:
 
 
 slots.buffered(LabelArray, _lent)
+Arrays.labelled = staticmethod(labelled)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from causaltrace.boundary import calls, indexing, slots
+from causaltrace.boundary import hidden, indexing, slots
 from causaltrace.boundary.arrays import Arrays, arrays_in, as_array, bare
 from causaltrace.boundary.ndarray import LabelArray, labelled, opened, read
 from causaltrace.boundary.ndarray import current as current
@@ -49,7 +49,7 @@ def enter(tracer: Tracer, replace: Replace) -> list[Callable[[], None]]:
         undo()
         arrays.open = False
 
-    return [opened(arrays), end, *calls.enter(arrays)]
+    return [opened(arrays), end, *hidden.enter(arrays)]
 
 
 def _bound_to(names: dict[int, Any]) -> Iterator[tuple[Any, str, Any]]:

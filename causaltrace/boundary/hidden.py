@@ -32,12 +32,12 @@ def enter(arrays: Arrays) -> list[Callable[[], None]]:
     ]
 
 
-def hidden(arrays: Arrays, value: Any) -> bool:
+def hides(arrays: Arrays, value: Any) -> bool:
     """Is there an array, a number or a tensor with labels in it?"""
     if isinstance(value, (list, tuple)):
-        return any(hidden(arrays, v) for v in value)
+        return any(hides(arrays, v) for v in value)
     if isinstance(value, dict):
-        return any(hidden(arrays, v) for v in value.values())
+        return any(hides(arrays, v) for v in value.values())
     if isinstance(value, Tensor):
         return _followed(arrays, value)
     return type(value) is LabelArray or hasattr(value, "shadow")
@@ -64,10 +64,10 @@ def _asks(value: Any) -> bool:
 
 def _method(arrays: Arrays, name: str, original: Method) -> Method:
     def method(ufunc: np.ufunc, *args: Any, **kwargs: Any) -> Any:
-        if arrays.inside or not arrays.memory.entries or not hidden(arrays, [args, kwargs]):
+        if arrays.inside or not arrays.memory.entries or not hides(arrays, [args, kwargs]):
             return original(ufunc, *args, **kwargs)
         inputs, options = ufuncs.split(ufunc, name, args, kwargs)
-        if any(map(_asks, (*inputs, *(options.get("out") or ())))):
+        if any(map(_asks, (*inputs, *ufuncs.targets(options)))):
             return original(ufunc, *args, **kwargs)
         wraps = (
             [t for t in inputs if isinstance(t, Tensor)] if name != "outer" and "out" not in options else []
@@ -87,7 +87,7 @@ def _method(arrays: Arrays, name: str, original: Method) -> Method:
 
 def _function(arrays: Arrays, original: Method) -> Method:
     def method(func: Any, *args: Any, **kwargs: Any) -> Any:
-        if arrays.inside or not arrays.memory.entries or not hidden(arrays, [args, kwargs]):
+        if arrays.inside or not arrays.memory.entries or not hides(arrays, [args, kwargs]):
             return original(func, *args, **kwargs)
         if args and isinstance(args[0], Tensor) and hasattr(func._implementation, "__code__"):
             return original(func, *args, **kwargs)  # it asks the tensor
