@@ -44,7 +44,7 @@ def tensors(value: Any) -> Any:
         return torch.tensor(value.astype(np.float64).tolist(), dtype=torch.float64)
     if value.dtype.kind == "f" and value.itemsize > 8:
         value = value.astype(np.float64)
-    lies = value.flags.writeable and all(s >= 0 for s in value.strides)
+    lies = not value.__array_interface__["data"][1] and all(s >= 0 for s in value.strides)
     return torch.from_numpy(value if lies else np.array(value, order="C"))
 
 

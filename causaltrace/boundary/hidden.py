@@ -44,10 +44,10 @@ def hides(arrays: Arrays, value: Any) -> bool:
 
 
 def shown(arrays: Arrays, value: Any) -> Any:
-    """Tensors with labels as arrays over their memory."""
+    """Tensors as arrays over their memory."""
     if type(value) in (list, tuple):
         return type(value)(shown(arrays, v) for v in value)
-    if isinstance(value, Tensor) and _followed(arrays, value):
+    if isinstance(value, Tensor):
         return labelled(arrays.plainly(Tensor.__array__, (value,), {}))
     return value
 
@@ -57,9 +57,9 @@ def _followed(arrays: Arrays, t: Tensor) -> bool:
 
 
 def _asks(value: Any) -> bool:
-    """Does numpy hand it the call?"""
+    """Does numpy hand it the call, other than to a LabelArray?"""
     own = getattr(type(value), "__array_ufunc__", np.ndarray.__array_ufunc__)
-    return own is not np.ndarray.__array_ufunc__
+    return own not in (np.ndarray.__array_ufunc__, LabelArray.__array_ufunc__)
 
 
 def _method(arrays: Arrays, name: str, original: Method) -> Method:

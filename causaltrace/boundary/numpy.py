@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from causaltrace.boundary import hidden, indexing, slots
+from causaltrace.boundary import hidden, indexing, slots, untold
 from causaltrace.boundary.arrays import Arrays, arrays_in, as_array, bare
 from causaltrace.boundary.ndarray import LabelArray, labelled, opened, read
 from causaltrace.boundary.ndarray import current as current
@@ -25,13 +25,26 @@ MAKING = ("array", "asarray", "asanyarray", "ascontiguousarray", "asfortranarray
 #: Functions that make arrays that labels may be written to.
 FRESH = ("zeros", "ones", "empty", "full", "zeros_like", "ones_like", "empty_like", "full_like")
 #: Methods of plain arrays that take other arrays.
-TAKING = ("take", "put", "searchsorted", "repeat", "choose", "compress", "dot")
+TAKING = (
+    "take",
+    "put",
+    "searchsorted",
+    "repeat",
+    "choose",
+    "compress",
+    "dot",
+    "fill",
+    "setfield",
+    "partition",
+)
+#: Their attributes that may be set to other arrays.
+SET = ("flat", "real", "imag")
 
 
 def enter(tracer: Tracer, replace: Replace) -> list[Callable[[], None]]:
     """Follow numpy's arrays; returns what ends it. ``replace`` restores by itself."""
     arrays = Arrays(tracer)
-    names: dict[int, Callable[..., Any]] = {}
+    names = untold.functions(arrays)
     for name in MAKING:
         names[id(getattr(np, name))] = _making(arrays, name, getattr(np, name))
     for name in FRESH:
@@ -44,12 +57,13 @@ def enter(tracer: Tracer, replace: Replace) -> list[Callable[[], None]]:
         replace(Tensor, name, _indexed(arrays, getattr(Tensor, name)))
     slots.no_sequence(Tensor)
     undo = slots.patched(np.ndarray, _items(arrays) | {name: _taking(arrays, name) for name in TAKING})
+    undo_set = slots.patched(np.ndarray, {name: _set(arrays, name) for name in SET})
 
     def end() -> None:
         undo()
         arrays.open = False
 
-    return [opened(arrays), end, *hidden.enter(arrays)]
+    return [opened(arrays), end, undo_set, *hidden.enter(arrays), *untold.enter(arrays)]
 
 
 def _bound_to(names: dict[int, Any]) -> Iterator[tuple[Any, str, Any]]:
@@ -120,6 +134,8 @@ def _handed_out(arrays: Arrays, original: Any) -> Callable[..., Any]:
         out = original(t, *args, **kwargs)
         if not isinstance(out, np.ndarray) or arrays.memory.entry(t) is None:
             return out
+        if original.__name__ == "__array__" and not arrays.inside:  # C code, which reads what it wants
+            arrays.tracer.escape("__array__", t)
         if out.size and not arrays.known(bare(out)):
             plain = bare(out)
             if np.may_share_memory(plain, plain) and _same_memory(t, plain):
@@ -158,19 +174,16 @@ def _items(arrays: Arrays) -> dict[str, Callable[..., Any]]:
     """The item methods of all arrays."""
     get, put = np.ndarray.__getitem__, np.ndarray.__setitem__
 
-    def involved(key: Any) -> bool:
-        if type(key) in (tuple, list):
-            return any(map(involved, key))
-        return type(key) is LabelArray or hasattr(key, "shadow")
-
     def getitem(self: np.ndarray, key: Any) -> Any:
-        return read(self, key) if not arrays.inside and involved(key) else get(self, key)
+        if arrays.inside or not hidden.hides(arrays, key):
+            return get(self, key)
+        return read(self, hidden.shown(arrays, key))
 
     def setitem(self: np.ndarray, key: Any, value: Any) -> None:
-        if not arrays.inside and (involved(key) or involved(value)):
-            indexing.write(arrays, self, key, value)
-        else:
+        if arrays.inside or not (hidden.hides(arrays, key) or hidden.hides(arrays, value)):
             put(self, key, value)
+        else:
+            indexing.write(arrays, self, hidden.shown(arrays, key), hidden.shown(arrays, value))
 
     return {"__getitem__": getitem, "__setitem__": setitem}
 
@@ -179,12 +192,26 @@ def _taking(arrays: Arrays, name: str) -> Callable[..., Any]:
     original = getattr(np.ndarray, name)
 
     def method(self: np.ndarray, *args: Any, **kwargs: Any) -> Any:
-        if (
-            not arrays.inside
-            and type(self) is np.ndarray
-            and any(True for a in arrays_in([args, kwargs]) if type(a) is not np.ndarray)
-        ):
-            return getattr(self.view(LabelArray), name)(*args, **kwargs)
-        return original(self, *args, **kwargs)
+        if arrays.inside or type(self) is not np.ndarray or not hidden.hides(arrays, [args, kwargs]):
+            return original(self, *args, **kwargs)
+        args, kwargs = hidden.shown(arrays, args), {k: hidden.shown(arrays, v) for k, v in kwargs.items()}
+        out = getattr(self.view(LabelArray), name)(*args, **kwargs)
+        if name in ("put", "fill", "setfield") and arrays.known(self):
+            arrays.lent(f"numpy {name} into an array that was made before labels reached numpy", self)
+        return out
 
     return method
+
+
+def _set(arrays: Arrays, name: str) -> Any:
+    original = vars(np.ndarray)[name]
+
+    def put(self: np.ndarray, value: Any) -> None:
+        if arrays.inside or not hidden.hides(arrays, value):
+            return original.__set__(self, value)
+        (value,) = hidden.shown(arrays, [value])
+        original.__set__(self, bare(value))
+        arrays.opaque(f"numpy.{name}", [value], [self])
+        arrays.lent(f"numpy {name} of an array", self)
+
+    return property(original.__get__, put)
