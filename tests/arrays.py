@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -38,12 +39,18 @@ def tensors(value: Any) -> Any:
         return [tensors(v) for v in value.values()]
     if value is None:
         return []
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, np.longdouble):
+        value = float(value)
+    if not isinstance(value, (np.ndarray, bool, int, float, complex, np.number, np.bool_)):
+        return torch.tensor(float(zlib.crc32(repr(value).encode())))
     if not isinstance(value, np.ndarray):
-        return value if isinstance(value, Tensor) else torch.tensor(value)
-    if value.dtype.kind not in "biufc" or value.dtype.itemsize > 16 or not value.dtype.isnative:
-        return torch.tensor(value.astype(np.float64).tolist(), dtype=torch.float64)
-    if value.dtype.kind == "f" and value.itemsize > 8:
+        return torch.tensor(complex(value))
+    if value.dtype.kind in "fiu" and not value.dtype.isnative or value.dtype == np.longdouble:
         value = value.astype(np.float64)
+    if value.dtype.kind not in "biufc" or value.dtype == np.clongdouble:
+        return tensors(repr(value.tolist()))
     lies = not value.__array_interface__["data"][1] and all(s >= 0 for s in value.strides)
     return torch.from_numpy(value if lies else np.array(value, order="C"))
 
@@ -83,6 +90,7 @@ def same(a: Any, b: Any) -> None:
     elif isinstance(b, np.ndarray):
         assert isinstance(a, np.ndarray), type(a)
         assert (a.dtype, a.shape) == (b.dtype, b.shape), (a.dtype, a.shape, b.dtype, b.shape)
+        assert a.flags.c_contiguous == b.flags.c_contiguous and a.flags.writeable == b.flags.writeable
         np.testing.assert_array_equal(a, b, strict=True)
     elif isinstance(b, np.generic):
         assert isinstance(a, np.generic) and a.dtype == b.dtype, (type(a), type(b))

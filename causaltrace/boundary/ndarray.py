@@ -151,6 +151,11 @@ class LabelArray(np.ndarray):
     def put(self, indices: Any, values: Any, mode: Any = "raise") -> None:
         np.put(self, indices, values, mode)
 
+    def resize(self, *shape: Any, refcheck: bool = True) -> None:
+        if _open:
+            _open[-1].lent("numpy resize", self)
+        np.ndarray.resize(self, *shape, refcheck=refcheck)
+
     def setfield(self, value: Any, dtype: Any, offset: int = 0) -> None:
         self.getfield(dtype, offset)[...] = value
 

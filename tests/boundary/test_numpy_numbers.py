@@ -69,7 +69,7 @@ FOLDED: dict[str, Case] = {
     ),
     "count_nonzero all": Case(lambda a: np.count_nonzero(a), (D,), told=True),
     "argmax": Case(
-        lambda a: [np.argmax(a, axis=0), np.argmin(a, axis=1), np.nanargmax(a, axis=1)], (M,), loose=True
+        lambda a: [np.argmax(a, axis=0), np.argmin(a, axis=1), np.nanargmax(a, axis=1), np.nanargmin(a, axis=1)], (M,), loose=True
     ),
     "argmax all": Case(lambda a: np.argmax(a), (M,), told=True),
     "argmax kept": Case(lambda a: np.argmax(a, axis=1, keepdims=True), (M,), loose=True),
@@ -249,7 +249,7 @@ LINEAR: dict[str, Case] = {
     "qr": Case(lambda a: [list(np.linalg.qr(a)), np.linalg.qr(a, mode="r")], (N,), loose=True),
     "svd": Case(lambda a: [np.linalg.svd(a)[1], np.linalg.svdvals(a), np.linalg.pinv(a)], (M,), loose=True),
     "eigh": Case(lambda a: [np.linalg.eigvalsh(a), list(np.linalg.eigh(a))[0]], (N,), loose=True),
-    "eig": Case(lambda a: np.linalg.eigvals(a + 0j), (N,), told=True),
+    "eig": Case(lambda a: [np.linalg.eigvals(a + 0j), np.linalg.eig(a + 0j)[0]], (N,), told=True),
     "norm": Case(
         lambda a: [np.linalg.norm(a, axis=1), np.linalg.norm(a, 1, axis=1), np.linalg.vector_norm(a, axis=0)],
         (M,),
