@@ -43,7 +43,9 @@ def tensors(value: Any) -> Any:
         return value
     if isinstance(value, np.longdouble):
         value = float(value)
-    if not isinstance(value, (np.ndarray, bool, int, float, complex, np.number, np.bool_)):
+    if isinstance(value, np.timedelta64) or not isinstance(
+        value, (np.ndarray, bool, int, float, complex, np.number, np.bool_)
+    ):
         return torch.tensor(float(zlib.crc32(repr(value).encode())))
     if not isinstance(value, np.ndarray):
         return torch.tensor(complex(value))
@@ -99,7 +101,7 @@ def same(a: Any, b: Any) -> None:
         assert type(a) is type(b) and (a == b or a != a and b != b), (a, b)
 
 
-def agrees(case: Case, kinds: int = 6) -> None:
+def agrees(case: Case, kinds: int | Sequence[int] = 6) -> None:
     """What is reported covers what perturbation finds, exactly if claimed; values are numpy's own."""
     got, notes = watched(case.fn, *case.inputs)
     same(got, case.fn(*[t.numpy() for t in plain(case.inputs)]))

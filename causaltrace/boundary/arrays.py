@@ -104,7 +104,7 @@ class Arrays:
         """A tensor over the memory of an array, or one of its own with the same shadow."""
         shadow = getattr(x, "shadow", None)  # a label as a number
         a = as_array(bare(x))
-        if backwards(a):
+        if backwards(a) and _lies(forwards(a)):
             t, seen = _as_tensor(a.copy()), self.memory.read(self.tensor(forwards(a)))
             shadow = None if seen is None else self._flipped(seen, backwards(a))
         elif _lies(a):

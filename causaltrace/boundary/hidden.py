@@ -1,7 +1,7 @@
 """What numpy's functions are handed that says nothing: labels in lists, conditions, tensors.
 
-numpy asks the arrays among its arguments who handles a call. It asks no list, no ``where=`` and no tensor. All of
-its functions are of two types: for the duration of a watch, both look for labels there first.
+numpy asks the arrays among its arguments who handles a call. It asks no list, no ``where=`` and no tensor.
+All of its functions are of two types: for the duration of a watch, both look for labels there first.
 """
 
 from __future__ import annotations

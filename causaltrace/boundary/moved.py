@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from causaltrace.boundary.arrays import bare, owner_of
+from causaltrace.boundary.arrays import a_copy, bare, owner_of
 from causaltrace.boundary.call import Call, results
 from causaltrace.boundary.tables import NESTED, SEVERAL, VARIADIC
 from causaltrace.lattice.cells import Cells
@@ -104,4 +104,4 @@ def _numbers(call: Call, first: str, inputs: list[Any]) -> list[Any]:
     if call.name in NESTED:
         args = [_filled(call.given[first], iter(numbers))]
     out = call.arrays.plainly(call.func, args, given)
-    return [np.ascontiguousarray(n) for n in results(out)]
+    return [a_copy(n, order="C") for n in results(out)]

@@ -98,6 +98,9 @@ class LabelArray(np.ndarray):
     def flatten(self, order: Any = "C") -> Any:
         return np.copy(np.ravel(self, order))
 
+    def copy(self, order: Any = "C") -> Any:
+        return np.copy(self, order)
+
     def compress(self, condition: Any, axis: Any = None, out: Any = None) -> Any:
         return np.compress(condition, self, axis, out)
 
@@ -187,7 +190,6 @@ SAME = [
     "argsort",
     "choose",
     "clip",
-    "copy",
     "cumprod",
     "cumsum",
     "diagonal",

@@ -22,6 +22,8 @@ Replace = Callable[[Any, str, Callable[..., Any]], None]
 
 #: Functions that make plain arrays of what they are given.
 MAKING = ("array", "asarray", "asanyarray", "ascontiguousarray", "asfortranarray", "require", "frombuffer")
+#: What they call what they are given.
+DATA = ("object", "a", "buffer")
 #: Functions that make arrays that labels may be written to.
 FRESH = ("zeros", "ones", "empty", "full", "zeros_like", "ones_like", "empty_like", "full_like")
 #: Methods of plain arrays that take other arrays.
@@ -75,17 +77,28 @@ def _bound_to(names: dict[int, Any]) -> Iterator[tuple[Any, str, Any]]:
                 yield module, name, value
 
 
+def _is(a: np.ndarray, b: np.ndarray) -> bool:
+    """Are they the same elements of memory?"""
+    x, y = (bare(c).__array_interface__ for c in (a, b))
+    return a.dtype == b.dtype and a.strides == b.strides and all(x[k] == y[k] for k in ("data", "shape"))
+
+
 def _making(arrays: Arrays, name: str, original: Any) -> Callable[..., Any]:
     @functools.wraps(original)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         if arrays.inside:
             return original(*args, **kwargs)
+        given = args[0] if args else next((kwargs[key] for key in DATA if key in kwargs), None)
+        if isinstance(given, (list, tuple)) and hidden.hides(arrays, given):
+            given = hidden.shown(arrays, given)
+            args, kwargs = ((given, *args[1:]), kwargs) if args else (args, kwargs | {"object": given})
         out = arrays.plainly(original, args, kwargs)
-        if type(out) is not np.ndarray or not args:
+        if type(out) is not np.ndarray:
             return out
+        if isinstance(given, LabelArray) and _is(out, given):
+            return given
         if arrays.memory.starts and arrays.known(out):
             return out.view(LabelArray)
-        given = args[0]
         if isinstance(given, (np.ndarray, np.generic)):
             if (
                 isinstance(given, LabelArray)
@@ -118,9 +131,9 @@ def _fresh(arrays: Arrays, original: Any) -> Callable[..., Any]:
         args, kwargs = told(args), {k: told(v) for k, v in kwargs.items()}
         out = arrays.plainly(original, args, kwargs)
         fill = kwargs.get("fill_value", args[1] if original.__name__.startswith("full") else None)
-        if isinstance(fill, LabelArray):
+        if hidden.hides(arrays, fill):
             out = out.view(LabelArray)
-            out[...] = fill
+            out[...] = hidden.shown(arrays, fill)
         return out.view(LabelArray) if arrays.memory.starts and type(out) is np.ndarray else out
 
     return wrapper

@@ -1,7 +1,7 @@
 """numpy's functions that are followed as another operation: one row a function.
 
-Where no operation of the rule table does the same, an array that is computed with followed operations stands for
-the result: it has the same elements' labels (``seen``).
+Where no operation of the rule table does the same, an array that is computed with followed operations stands
+for the result: it has the same elements' labels (``seen``).
 """
 
 from __future__ import annotations

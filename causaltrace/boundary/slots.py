@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-#: CPython's flags of types whose attributes cannot be set, and of those that are called past ``__call__``; and
-#: where a type keeps its flags and its slots.
+#: CPython's flags of types whose attributes cannot be set, and of those that are called past ``__call__``;
+#: and where a type keeps its flags and its slots.
 IMMUTABLE, VECTORCALL = 1 << 8, 1 << 11
 WORD = ctypes.sizeof(ctypes.c_void_p)
 _FLAGS = next(

@@ -75,7 +75,7 @@ def _product(op: OpCall) -> Result:
 
 
 def _masked(op: OpCall) -> Result:
-    """out = union of the operands where the mask is true, else what was there before; the mask, everywhere."""
+    """out = S(mask) | union of the operands where it is true, else what was there before."""
     lattice, mask = op.lattice, op.tensor("where")
     new = lattice.keep(lattice.join(*[op.of(t) for t in op.args["operands"]]), mask)
     outs = [lattice.join(new, lattice.keep(op.of(t), ~mask), op.cells("where")) for t in op.args["before"]]

@@ -1,4 +1,4 @@
-"""Iterators and random numbers of numpy's: C code that asks nobody. The watch is told of all that they are handed."""
+"""numpy's iterators and random numbers: C code that asks nobody. The watch is told what they get."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every function of numpy that can be handed over is in a table and held against perturbation, or is named."""
+"""Every function of numpy's that asks is in a table and held against perturbation, or is named."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from causaltrace.boundary.functions import name_of
 from causaltrace.boundary.rows import ROWS
 from causaltrace.boundary.tables import FREE, MOVED, PARTS
 from tests.arrays import watched
-from tests.boundary.test_numpy_functions import CHOSEN, MOVED as MOVING, WRITTEN, I, V
+from tests.boundary.test_numpy_functions import CHOSEN, WRITTEN, I, V
+from tests.boundary.test_numpy_functions import MOVED as MOVING
 from tests.boundary.test_numpy_numbers import FOLDED, LINEAR, OVER, PRODUCTS, SORTED
 
 MODULES = (np, np.linalg, np.fft, np.lib.stride_tricks)
@@ -85,7 +86,14 @@ def test_what_has_a_row_is_tested() -> None:
 
 @pytest.mark.parametrize("name", sorted(FREE))
 def test_what_sees_no_values_gives_none(name: str) -> None:
-    two = name in ("can_cast", "shares_memory", "may_share_memory", "result_type", "common_type", "einsum_path")
+    two = name in (
+        "can_cast",
+        "shares_memory",
+        "may_share_memory",
+        "result_type",
+        "common_type",
+        "einsum_path",
+    )
     args: dict[str, Any] = {"can_cast": (np.float64,), "einsum_path": ()}
 
     def call(x: Any) -> Any:

@@ -12,7 +12,7 @@ import torch
 
 from causaltrace.boundary.arrays import bare
 from causaltrace.boundary.ndarray import LabelArray
-from tests.arrays import Case, agrees, same, watched
+from tests.arrays import Case, agrees, watched
 from tests.oracle import Index
 
 M = torch.tensor([[0.3, -1.2, 2.1], [0.7, 1.1, -0.4]])
@@ -35,21 +35,46 @@ def changed(fn: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 METHODS: dict[str, Case] = {
     "all any": Case(lambda a: [a.all(axis=0), a.any(1), a.all(axis=1, keepdims=True)], (B,), loose=True),
-    "argmax": Case(lambda a: [a.argmax(0), a.argmin(axis=1), a.argsort(), a.argpartition(1)], (M,), loose=True),
-    "astype": Case(lambda a: [a.astype(np.float64), a.astype(int), a.astype(np.float16).astype(np.float32)], (M,), loose=True),
+    "argmax": Case(
+        lambda a: [a.argmax(0), a.argmin(axis=1), a.argsort(), a.argpartition(1)], (M,), loose=True
+    ),
+    "astype": Case(
+        lambda a: [a.astype(np.float64), a.astype(int), a.astype(np.float16).astype(np.float32)],
+        (M,),
+        loose=True,
+    ),
     "byteswap": Case(lambda a: a.byteswap().byteswap(), (M,), told=True),
     "choose": Case(lambda a: a.choose([0.5, 1.5, 2.5, 3.5]), (K,)),
     "clip": Case(lambda a: [a.clip(0, 1), a.clip(min=0), a.clip(max=1), a.clip(0)], (M,), loose=True),
     "compress": Case(lambda a: a.compress([True, False, True], axis=1), (M,)),
-    "conj": Case(lambda a: [a.conj(), a.conjugate(), a.real, a.imag, (a + 1j).real, (1j * a).imag], (M,), loose=True),
-    "copy": Case(lambda a: [a.copy(), a.T.copy(), a.T.copy("K"), a.copy("F"), a.__copy__(), a.flatten(), a.flatten("F")], (M,)),
+    "conj": Case(
+        lambda a: [a.conj(), a.conjugate(), a.real, a.imag, (a + 1j).real, (1j * a).imag], (M,), loose=True
+    ),
+    "copy": Case(
+        lambda a: [
+            a.copy(),
+            a.T.copy(),
+            a.T.copy("K"),
+            a.copy("F"),
+            a.__copy__(),
+            a.flatten(),
+            a.flatten("F"),
+        ],
+        (M,),
+    ),
     "cumsum": Case(lambda a: [a.cumsum(), a.cumsum(0), a.cumprod(axis=1), a.cumsum(dtype=float)], (M,)),
     "diagonal": Case(lambda a: [a.diagonal(), a.diagonal(1), a.trace(dtype=float, out=np.zeros(()))], (M,)),
     "dot": Case(lambda a: [a.dot(a.T), a.dot(np.ones(3)), a.T.dot(a)], (M,), loose=True),
     "max": Case(lambda a: [a.max(0), a.min(axis=1, keepdims=True), a.max(1, initial=0.0)], (M,), loose=True),
-    "mean": Case(lambda a: [a.mean(0), a.std(1), a.var(0, ddof=1), a.sum(1), a.prod(axis=0), a.mean(1, dtype=float)], (M,), loose=True),
+    "mean": Case(
+        lambda a: [a.mean(0), a.std(1), a.var(0, ddof=1), a.sum(1), a.prod(axis=0), a.mean(1, dtype=float)],
+        (M,),
+        loose=True,
+    ),
     "nonzero": Case(lambda a: list(a.nonzero()), (B,), told=True),
-    "ravel": Case(lambda a: [a.ravel(), a.T.ravel(), a.ravel("F"), a.reshape(3, 2), a.reshape((-1, 2), order="F")], (M,)),
+    "ravel": Case(
+        lambda a: [a.ravel(), a.T.ravel(), a.ravel("F"), a.reshape(3, 2), a.reshape((-1, 2), order="F")], (M,)
+    ),
     "repeat": Case(lambda a: [a.repeat(2), a.repeat([1, 2], axis=0), a.squeeze(), a[None].squeeze(0)], (M,)),
     "round": Case(lambda a: [a.round(), a.round(1), a.round(decimals=1)], (M,), loose=True),
     "searchsorted": Case(lambda a: np.array([0.0, 1.0]).searchsorted(a), (M,)),
@@ -59,9 +84,24 @@ METHODS: dict[str, Case] = {
     "view of bits": Case(lambda a: [a.view(np.int32), a.view(np.uint8)], (M,), loose=True),
     "getfield": Case(lambda a: a.getfield(np.float32), (M,)),
     "device": Case(lambda a: a.to_device("cpu"), (M,)),
-    "sum all": Case(lambda a: [a.sum(), a.max(), a.mean(), a.trace(), a.argmax(), a.ptp() if hasattr(a, "ptp") else 0], (M,), told=True),
+    "sum all": Case(
+        lambda a: [a.sum(), a.max(), a.mean(), a.trace(), a.argmax(), a.ptp() if hasattr(a, "ptp") else 0],
+        (M,),
+        told=True,
+    ),
     "dot of vectors": Case(lambda a: a.ravel().dot(a.ravel()), (M,), told=True),
-    "numbers": Case(lambda a: [float(a[0, 0]), a[0, 1].item(), a.item(2), int(a[1, 1] * 9), complex(a[0, 2]).real, bool(a[1, 0] > 0)], (M,), told=True),
+    "numbers": Case(
+        lambda a: [
+            float(a[0, 0]),
+            a[0, 1].item(),
+            a.item(2),
+            int(a[1, 1] * 9),
+            complex(a[0, 2]).real,
+            bool(a[1, 0] > 0),
+        ],
+        (M,),
+        told=True,
+    ),
     "tolist": Case(lambda a: [a.tolist(), [list(row) for row in a], *map(float, a.ravel())], (M,), told=True),
     "bytes": Case(lambda a: np.frombuffer(a.tobytes(), np.float32).copy(), (M,), told=True),
     "dumps": Case(lambda a: [pickle.loads(a.dumps()), pickle.loads(pickle.dumps(a))], (M,), told=True),
@@ -79,27 +119,76 @@ METHODS: dict[str, Case] = {
     "real =": Case(changed(lambda a: setattr(a, "real", a[::-1].copy())), (M,)),
     "flat =": Case(changed(lambda a: setattr(a, "flat", a[::-1].copy())), (M,), told=True),
     "flat[...] =": Case(changed(lambda a: a.flat.__setitem__(slice(0, 3), a[1].copy())), (M,), told=True),
-    "resize": Case(lambda a: (lambda b: [b.resize((3, 2), refcheck=False), b])(np.array(a))[1], (M,), told=True),
+    "resize": Case(
+        lambda a: (lambda b: [b.resize((3, 2), refcheck=False), b])(np.array(a))[1], (M,), told=True
+    ),
     "shape =": Case(changed(lambda a: setattr(a, "shape", (2, 3))), (M,)),
-    "setitem": Case(changed(lambda a: [a.__setitem__((0, 1), 5.0), a.__setitem__(1, a[0].copy()), a.__setitem__((slice(None), [0, 2]), 2.0)]), (M,)),
+    "setitem": Case(
+        changed(
+            lambda a: [
+                a.__setitem__((0, 1), 5.0),
+                a.__setitem__(1, a[0].copy()),
+                a.__setitem__((slice(None), [0, 2]), 2.0),
+            ]
+        ),
+        (M,),
+    ),
     "setitem mask": Case(changed(lambda a: a.__setitem__(a > 0, 0.0)), (M,)),
-    "reversed": Case(lambda a: [a[::-1], a[:, ::-2], a[::-1].copy(), a[::-1] + a, np.ascontiguousarray(a[::-1])], (M,)),
+    "reversed": Case(
+        lambda a: [a[::-1], a[:, ::-2], a[::-1].copy(), a[::-1] + a, np.ascontiguousarray(a[::-1])], (M,)
+    ),
     "reversed written": Case(changed(lambda a: a[::-1].__setitem__(0, a[0].copy())), (M,)),
 }
 
 OPERATORS: dict[str, Case] = {
-    "arithmetic": Case(lambda a, b: [a + b, a - b, a * b, a / (b * b + 1), 2 - a, 2.0 / (a * a + 1), -a, +a, abs(a)], (M, M + 0.7), loose=True),
-    "powers": Case(lambda a: [a**2, a**3, abs(a) ** 0.5, a**1, a**0, 2.0**a, a**-1.0, a**-2], (M,), loose=True, large=3.0),
-    "remainders": Case(lambda a, b: [a // (b * b + 1), a % (b * b + 1), *divmod(a, b * b + 1), 7 // (a * a + 1), *divmod(7, a * a + 1)], (M, M), loose=True),
-    "integers": Case(lambda a: [a & 3, a | 4, a ^ 1, ~a, a << 2, a >> 1, 1 << a, 6 & a, 9 >> a, 3 ^ a], (K,), loose=True),
-    "compared": Case(lambda a, b: [a == b, a != b, a < b, a <= b, a > b, a >= b, 0.5 < a], (M, M + 0.7), loose=True),
-    "matrices": Case(lambda a: [a @ a, np.ones((2, 2)) @ a, a @ np.ones(2), [1.0, 2.0] @ a], (S,), loose=True),
-    "+= -= *= /=": Case(changed(lambda a: [a.__iadd__(a[0]), a.__isub__(1), a.__imul__(a), a.__itruediv__(2.0)]), (M,), loose=True),
-    "//= %= **=": Case(changed(lambda a: [a.__ifloordiv__(0.5), a.__imod__(3.0), a.__ipow__(2)]), (M,), loose=True),
-    "&= |= ^= <<= >>=": Case(changed(lambda a: [a.__iand__(7), a.__ior__(a[0]), a.__ixor__(3), a.__ilshift__(1), a.__irshift__(1)]), (K,), loose=True),
+    "arithmetic": Case(
+        lambda a, b: [a + b, a - b, a * b, a / (b * b + 1), 2 - a, 2.0 / (a * a + 1), -a, +a, abs(a)],
+        (M, M + 0.7),
+        loose=True,
+    ),
+    "powers": Case(
+        lambda a: [a**2, a**3, abs(a) ** 0.5, a**1, a**0, 2.0**a, a**-1.0, a**-2], (M,), loose=True, large=3.0
+    ),
+    "remainders": Case(
+        lambda a, b: [
+            a // (b * b + 1),
+            a % (b * b + 1),
+            *divmod(a, b * b + 1),
+            7 // (a * a + 1),
+            *divmod(7, a * a + 1),
+        ],
+        (M, M),
+        loose=True,
+    ),
+    "integers": Case(
+        lambda a: [a & 3, a | 4, a ^ 1, ~a, a << 2, a >> 1, 1 << a, 6 & a, 9 >> a, 3 ^ a], (K,), loose=True
+    ),
+    "compared": Case(
+        lambda a, b: [a == b, a != b, a < b, a <= b, a > b, a >= b, a > 0.5], (M, M + 0.7), loose=True
+    ),
+    "matrices": Case(
+        lambda a: [a @ a, np.ones((2, 2)) @ a, a @ np.ones(2), [1.0, 2.0] @ a], (S,), loose=True
+    ),
+    "+= -= *= /=": Case(
+        changed(lambda a: [a.__iadd__(a[0]), a.__isub__(1), a.__imul__(a), a.__itruediv__(2.0)]),
+        (M,),
+        loose=True,
+    ),
+    "//= %= **=": Case(
+        changed(lambda a: [a.__ifloordiv__(0.5), a.__imod__(3.0), a.__ipow__(2)]), (M,), loose=True
+    ),
+    "&= |= ^= <<= >>=": Case(
+        changed(
+            lambda a: [a.__iand__(7), a.__ior__(a[0]), a.__ixor__(3), a.__ilshift__(1), a.__irshift__(1)]
+        ),
+        (K,),
+        loose=True,
+    ),
     "@=": Case(changed(lambda a: a.__imatmul__(np.ones((2, 2), np.float32))), (S,), loose=True),
     "+= of a view": Case(changed(lambda a: a[0].__iadd__(a[1])), (M,)),
-    "+= of a slice": Case(changed(lambda a: a.__setitem__((slice(None), slice(0, 2)), a[:, :2] + a[:, 1:])), (M,)),
+    "+= of a slice": Case(
+        changed(lambda a: a.__setitem__((slice(None), slice(0, 2)), a[:, :2] + a[:, 1:])), (M,)
+    ),
 }
 
 
@@ -112,7 +201,18 @@ def test_methods_agree_with_perturbation(case: Case) -> None:
 def test_every_method_is_looked_at() -> None:
     """What reads values or memory is LabelArray's own, or a view, or a ufunc by another name."""
     names = {n for case in (METHODS | OPERATORS).values() for n in _names(case.fn)} | {"ndarray"}
-    unseen = {"dump", "tofile", "ctypes", "data", "setflags", "base", "flags", "strides", "itemsize", "nbytes"}
+    unseen = {
+        "dump",
+        "tofile",
+        "ctypes",
+        "data",
+        "setflags",
+        "base",
+        "flags",
+        "strides",
+        "itemsize",
+        "nbytes",
+    }
     unseen |= {"ndim", "size", "dtype", "device"}
     methods = {n for n in dir(np.ndarray) if not n.startswith("_")}
     assert methods - names <= unseen
@@ -128,9 +228,10 @@ def _names(fn: Any) -> set[str]:
     return out
 
 
+TYPES = "? i1 i2 i4 i8 u1 u2 u4 u8 f2 f4 f8 g F D G >f4 >i2 O U8 S8 m8[s] M8[s]"
 #: Arrays of other kinds, made from an array of integers ``[2, 3]``.
 KINDS: dict[str, Callable[[Any], Any]] = {
-    **{t: lambda a, t=t: a.astype(t) for t in "? i1 i2 i4 i8 u1 u2 u4 u8 f2 f4 f8 g F D G >f4 >i2 O U8 S8 m8[s] M8[s]".split()},
+    **{t: lambda a, t=t: a.astype(t) for t in TYPES.split()},
     "structured": lambda a: np.rec.fromarrays([a, a * 2], names="p,q").view(np.ndarray),
     "reversed": lambda a: a[::-1, ::-1],
     "turned": lambda a: a.T,
@@ -138,7 +239,9 @@ KINDS: dict[str, Callable[[Any], Any]] = {
     "zero-d": lambda a: a[0, 1, ...],
     "empty": lambda a: a[:0],
     "read-only": lambda a: np.broadcast_to(a, (2, 2, 3)),
-    "unaligned": lambda a: np.concatenate([a.view(np.uint8).ravel(), a.view(np.uint8).ravel()])[4:-4].view(a.dtype),
+    "unaligned": lambda a: np.concatenate([a.view(np.uint8).ravel(), a.view(np.uint8).ravel()])[4:-4].view(
+        a.dtype
+    ),
 }
 #: What is done with each; where numpy refuses, so does a watch.
 DEEDS: dict[str, Callable[[Any], Any]] = {

@@ -1,4 +1,4 @@
-"""Labels reach plain arrays, lists, tensors, iterators and generators of random numbers: nothing is dropped."""
+"""Labels reach plain arrays, lists, tensors, iterators and random numbers: nothing is dropped."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from torch import Tensor
 
 from tests.arrays import Case, agrees
-from tests.boundary.test_numpy_functions import B, D, I, J, M, V, W
+from tests.boundary.test_numpy_functions import B, D, I, V, W
 from tests.oracle import check
 
 PLAIN = np.array([0.5, 1.5, -2.5, 3.5], dtype=np.float32)
@@ -31,7 +30,7 @@ def fresh(fn: Callable[..., None]) -> Callable[..., Any]:
 
 #: With what they read exactly.
 READ: dict[str, Case] = {
-    "plain + labels": Case(lambda a: [PLAIN + a, a + PLAIN, PLAIN > a, PLAIN @ np.diag(a)], (V,), loose=True),
+    "plain + labels": Case(lambda a: [PLAIN + a, a + PLAIN, a < PLAIN, PLAIN @ np.diag(a)], (V,), loose=True),
     "plain[labels]": Case(
         lambda i: [PLAIN[i], TABLE[i, 1], TABLE[i], TABLE[:, i % 3], TABLE[i, i % 3]], (I,), loose=True
     ),
@@ -61,6 +60,7 @@ READ: dict[str, Case] = {
         (W, W),
         loose=True,
     ),
+    "by name": Case(lambda a: [np.array(object=a), np.asarray(a=a), np.array(object=[a, a])], (V,)),
     "index of bytes": Case(
         lambda i: [
             PLAIN[i.astype(t)]
@@ -238,7 +238,12 @@ TENSORS: dict[str, Callable[[Any, Tensor], Any]] = {
     "index": lambda a, t: [PLAIN[(t > 0).long()], TABLE[(t > 0).long(), 1]],
     "write": lambda a, t: fresh(lambda o: o.__setitem__(Ellipsis, t))(),
     "write at": lambda a, t: fresh(lambda o: o.__setitem__((t > 0).long(), 9.0))(),
-    "array": lambda a, t: [np.array(t), np.asarray(t), np.array([t, t]), np.array([t[0], t[1]])],
+    "array": lambda a, t: [np.array(t), np.asarray(t), np.array(object=t)],
+    "array of tensors": lambda a, t: np.array([t, t]),
+    "array of one tensor": lambda a, t: np.asarray([[t]], dtype=np.float64),
+    "array of numbers": lambda a, t: np.array([t[0], t[1]]),
+    "full": lambda a, t: np.full((2, 4), t),
+    "full of a list": lambda a, t: np.full((1, 2, 4), [t, a]),
     "iadd": lambda a, t: fresh(lambda o: np.add(o, t, out=o))(),
     "at": lambda a, t: fresh(lambda o: np.add.at(o, (t > 0).long(), 1))(),
     "interp": lambda a, t: np.interp(t, [0.0, 1.0], [2.0, 3.0]),
