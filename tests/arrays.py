@@ -92,7 +92,8 @@ def same(a: Any, b: Any) -> None:
     elif isinstance(b, np.ndarray):
         assert isinstance(a, np.ndarray), type(a)
         assert (a.dtype, a.shape) == (b.dtype, b.shape), (a.dtype, a.shape, b.dtype, b.shape)
-        assert a.flags.c_contiguous == b.flags.c_contiguous and a.flags.writeable == b.flags.writeable
+        assert a.flags.c_contiguous == b.flags.c_contiguous
+        assert a.__array_interface__["data"][1] == b.__array_interface__["data"][1]
         np.testing.assert_array_equal(a, b, strict=True)
     elif isinstance(b, np.generic):
         assert isinstance(a, np.generic) and a.dtype == b.dtype, (type(a), type(b))

@@ -143,7 +143,7 @@ class Arrays:
         if isinstance(owner, torch.UntypedStorage):
             self.memory.share(owner, data_ptr(owner), owner.nbytes())
         elif not self.known(owner):
-            low, high = np.lib.array_utils.byte_bounds(owner)
+            low, high = np.lib.array_utils.byte_bounds(bare(owner))
             self.memory.share(owner, low, high - low)
 
     def write(self, a: np.ndarray, shadow: Shadow | None) -> None:
@@ -262,7 +262,7 @@ class Arrays:
             if isinstance(owner, torch.UntypedStorage):
                 self.memory.open(owner, data_ptr(owner), owner.nbytes())
             elif owner.size:
-                low, high = np.lib.array_utils.byte_bounds(owner)
+                low, high = np.lib.array_utils.byte_bounds(bare(owner))
                 self.memory.open(owner, low, high - low)
 
     def touch(self, what: str, shadow: Shadow | None) -> None:
