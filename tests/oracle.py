@@ -152,6 +152,7 @@ def reported(
             lanes = (where * 2 + 1).unsqueeze(-1).expand(*where.shape, 2).contiguous()
             cells = known.setdefault(id(where), Cells(lanes))
             trace.memory.write(copy, Shadow(support=cells))
+    trace.ledger.grow(1 + max(int(p.max()) for p in positions if p is not None))
     with torch.compiler.set_stance("force_eager"), Host(trace, Outside(trace)), trace:
         out = fn(*args)
     notes = trace.recorder
@@ -161,6 +162,8 @@ def reported(
     parts = []
     for t in leaves(out):
         cells = trace.ledger.depends(trace.memory.read(t), "possible" if opaque else "support")
+        if opaque:  # a branch in Python may have decided anything
+            cells = trace.algebra.join(cells, trace.algebra.everything(trace.ledger.watermark, t.ndim))
         value = (
             torch.full((1,) * t.ndim, -1)
             if cells is None
@@ -227,7 +230,8 @@ class Truth:
 
 
 def check(
-    fn: Fn, *inputs: Tensor | Index, exact: bool = False, large: float = 10.0, seed: int = 0, kinds: int = 8,
+    fn: Fn, *inputs: Tensor | Index, exact: bool = False, large: float = 10.0, seed: int = 0,
+    kinds: int | Sequence[int] = 8,
     opaque: bool = False, layouts: bool = True,
 ) -> None:  # fmt: skip
     """Assert cover and sufficiency of what is reported for ``fn(*inputs)``; ``exact``: equality, too.
@@ -236,15 +240,15 @@ def check(
         fn: a deterministic function of tensors with tensor results (nested lists allowed).
         inputs: float and bool tensors, or ``Index``; every element is a label.
         large: the largest value tried (choose it so that nothing overflows).
-        kinds: how many numberings: 0-3 give each element its own label, from 4 on labels are shared along
-            random dims, from 6 on between inputs too.
+        kinds: how many numberings, or which: 0-3 give each element its own label, from 4 on labels are
+            shared along random dims, from 6 on between inputs too.
         opaque: accept operations without a rule, judged on the ``possible`` plane.
         layouts: give the inputs other memory layouts as well.
     """
     rng = random.Random(seed)
     truth = Truth(fn, inputs, large)
     single = truth.single(rng)
-    for kind in range(kinds):
+    for kind in range(kinds) if isinstance(kinds, int) else kinds:
         positions = numbering([t.shape for t in truth.inputs], kind, rng)
         got = reported(fn, truth.inputs, positions, rng if layouts and kind % 2 else None, opaque)
         labels = [

@@ -61,6 +61,11 @@ def forwards(a: np.ndarray) -> np.ndarray:
     return a[tuple(slice(None, None, -1 if s < 0 else 1) for s in a.strides)] if backwards(a) else a
 
 
+def _read_only(a: np.ndarray) -> bool:
+    """``flags.writeable`` warns of some arrays."""
+    return bool(a.__array_interface__["data"][1])
+
+
 def _lies(a: np.ndarray) -> bool:
     """Can torch have a tensor over it?"""
     kinds = a.dtype.kind in "biuf" and a.itemsize <= 8 or a.dtype.kind == "c" and a.itemsize <= 16
@@ -86,10 +91,11 @@ class Arrays:
     """Reads, writes and follows the shadows of arrays for one tracer."""
 
     inside = Depth()  #: of calls, on this thread, of numpy's own code
+    labelled: Callable[[Any], Any]  #: plain arrays as LabelArrays (``ndarray`` sets it)
 
     def __init__(self, tracer: Tracer) -> None:
         self.tracer, self.memory = tracer, tracer.memory
-        self._ops: dict[tuple[str, str], Op] = {}
+        self._ops: dict[tuple[Any, ...], Op] = {}
         self._back: tuple[np.ndarray, Any, Callable[[], None]]  #: what is held
         self.open = True
 
@@ -111,11 +117,11 @@ class Arrays:
             return x
         shadow = getattr(x, "shadow", None)  # a label as a number
         a = as_array(bare(x))
-        if backwards(a):
+        if backwards(a) and _lies(forwards(a)):
             t, seen = _as_tensor(a.copy()), self.memory.read(self.tensor(forwards(a)))
             shadow = None if seen is None else self._flipped(seen, backwards(a))
         elif _lies(a):
-            t = _as_tensor(a if a.flags.writeable or not a.size else as_array(_Writable(a)))
+            t = _as_tensor(as_array(_Writable(a)) if a.size and _read_only(a) else a)
         else:  # NaN, in which no rule sees anything
             t = torch.full(a.shape, torch.nan)
             shadow = self._bytes(a)
@@ -157,7 +163,7 @@ class Arrays:
         if isinstance(owner, torch.UntypedStorage):
             self.memory.share(owner, data_ptr(owner), owner.nbytes())
         elif not self.known(owner):
-            low, high = np.lib.array_utils.byte_bounds(owner)
+            low, high = np.lib.array_utils.byte_bounds(bare(owner))
             self.memory.share(owner, low, high - low)
 
     def write(self, a: np.ndarray, shadow: Shadow | None) -> None:
@@ -183,11 +189,12 @@ class Arrays:
     # -- following ------------------------------------------------------------------------------------
 
     def op(self, full: str, name: str, rule: Rule | None, escapes: tuple[str, ...]) -> Op:
-        op = self._ops.get((full, name))
+        key = (full, name, rule, escapes)
+        op = self._ops.get(key)
         if op is None:
             rule = rule or TABLE[name]
             op = Op(name, full, rule, (), (), (), False, False, False, False, escapes, False, False)
-            self._ops[full, name] = op
+            self._ops[key] = op
         op.calls += 1
         return op
 
@@ -229,7 +236,7 @@ class Arrays:
         a = as_array(bare(result))
         if not _lies(forwards(a)):
             return torch.full(a.shape, torch.nan)
-        return _as_tensor(a_copy(a) if backwards(a) or not a.flags.writeable else a)
+        return _as_tensor(a_copy(a) if backwards(a) or _read_only(a) else a)
 
     def done(self, full: str, results: Sequence[Any], after: After | None) -> None:
         """Write what ``follow`` found; what is a number is in Python's hands."""
@@ -275,7 +282,7 @@ class Arrays:
             if isinstance(owner, torch.UntypedStorage):
                 self.memory.open(owner, data_ptr(owner), owner.nbytes())
             elif owner.size:
-                low, high = np.lib.array_utils.byte_bounds(owner)
+                low, high = np.lib.array_utils.byte_bounds(bare(owner))
                 self.memory.open(owner, low, high - low)
 
     def hold(self, a: np.ndarray, key: Any, shadow: Shadow) -> None:

@@ -15,6 +15,28 @@ Numbered = Callable[[Arrays, Any, Any], Any]
 
 def read(arrays: Arrays, a: np.ndarray, key: Any, number: Numbered) -> Any:
     """``a[key]``, bare; of an element what ``number`` makes of it."""
+    try:
+        return _read(arrays, a, key, number)
+    except Exception:  # whoever catches it knows something about the key
+        _refused(arrays, [key])
+        raise
+
+
+def write(arrays: Arrays, a: np.ndarray, key: Any, value: Any) -> None:
+    """``a[key] = value``."""
+    try:
+        _write(arrays, a, key, value)
+    except Exception:
+        _refused(arrays, [key, value])
+        raise
+
+
+def _refused(arrays: Arrays, given: Any) -> None:
+    for x in arrays_in(given):
+        arrays.told("an index that numpy refused", x)
+
+
+def _read(arrays: Arrays, a: np.ndarray, key: Any, number: Numbered) -> Any:
     plain = bare(a)
     out = plain[bare(key)]
     if arrays.unlabelled([plain, *arrays_in(key)]):
@@ -41,8 +63,7 @@ def read(arrays: Arrays, a: np.ndarray, key: Any, number: Numbered) -> Any:
     return out if after is None else number(arrays, out, after.shadows[0])
 
 
-def write(arrays: Arrays, a: np.ndarray, key: Any, value: Any) -> None:
-    """``a[key] = value``."""
+def _write(arrays: Arrays, a: np.ndarray, key: Any, value: Any) -> None:
     plain = bare(a)
     arrays.back(plain, key)
     if arrays.unlabelled([plain, *arrays_in([key, value])]):
@@ -66,21 +87,16 @@ def array(arrays: Arrays, value: Any) -> Any:
         return value
     if isinstance(value, Tensor):
         return np.asarray(value)
+    if not isinstance(value, (list, tuple)) or not any(True for _ in arrays_in(value)):
+        return as_array(bare(value))
+    parts = [array(arrays, v) for v in value]
     out = arrays.plainly(as_array, (value,), {})
-    parts = [v for v in value if any(True for _ in arrays_in(v))] if _listed(value) else []
-    if parts:
-        same = len(parts) == len(value) and all(not _listed(v) for v in parts)
-        same = same and len({np.shape(bare(v)) for v in parts}) == 1
-        if same:
-            after = arrays.follow("numpy.array", "stack", {"tensors": parts}, [out])
-            arrays.done("numpy.array", [out], after)
-        else:
-            arrays.opaque("numpy.array", value, [out])
+    if len({np.shape(bare(v)) for v in parts}) == 1:
+        after = arrays.follow("numpy.array", "stack", {"tensors": parts}, [out])
+        arrays.done("numpy.array", [out], after)
+    else:
+        arrays.opaque("numpy.array", value, [out])
     return out
-
-
-def _listed(value: Any) -> bool:
-    return isinstance(value, (list, tuple))
 
 
 def basic(key: Any) -> bool:
@@ -116,10 +132,17 @@ def advanced(arrays: Arrays, a: np.ndarray, key: Any) -> tuple[np.ndarray, list[
             indices.append(None)
         else:
             view += [slice(None)] * _dims(k)
-            indices.append(
-                as_array(k) if isinstance(k, (int, np.integer)) and not hasattr(k, "shadow") else k
-            )
+            indices.append(_whole_numbers(arrays, k))
     return a[tuple(view)], indices
+
+
+def _whole_numbers(arrays: Arrays, k: Any) -> Any:
+    """An index as torch takes it: of other types it takes none, or for masks."""
+    if isinstance(k, np.ndarray):
+        return k if k.dtype in (np.int64, bool) else arrays.labelled(k).astype(np.int64)
+    out = as_array(bare(k)).astype(np.int64)
+    arrays.write(out, getattr(k, "shadow", None))
+    return out
 
 
 def _dims(k: Any) -> int:

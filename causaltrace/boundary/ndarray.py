@@ -98,6 +98,9 @@ class LabelArray(np.ndarray):
     def flatten(self, order: Any = "C") -> Any:
         return np.copy(np.ravel(self, order))
 
+    def copy(self, order: Any = "C") -> Any:
+        return np.copy(self, order)
+
     def compress(self, condition: Any, axis: Any = None, out: Any = None) -> Any:
         return np.compress(condition, self, axis, out)
 
@@ -151,6 +154,11 @@ class LabelArray(np.ndarray):
     def put(self, indices: Any, values: Any, mode: Any = "raise") -> None:
         np.put(self, indices, values, mode)
 
+    def resize(self, *shape: Any, refcheck: bool = True) -> None:
+        if _open:
+            _open[-1].lent("numpy resize", self)
+        np.ndarray.resize(self, *shape, refcheck=refcheck)
+
     def setfield(self, value: Any, dtype: Any, offset: Any = 0) -> None:
         self.getfield(dtype, offset)[...] = value
 
@@ -182,7 +190,6 @@ SAME = [
     "argsort",
     "choose",
     "clip",
-    "copy",
     "cumprod",
     "cumsum",
     "diagonal",
@@ -283,3 +290,4 @@ def lent(a: Any, what: str = "numpy buffer") -> None:
 
 
 slots.buffered(LabelArray, lent)
+Arrays.labelled = staticmethod(labelled)

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from causaltrace.boundary import calls, indexing, slots
-from causaltrace.boundary.arrays import Arrays, arrays_in, as_array, bare, labels_in
+from causaltrace.boundary import hidden, indexing, slots, untold
+from causaltrace.boundary.arrays import Arrays, arrays_in, as_array, bare
 from causaltrace.boundary.items import indexed
 from causaltrace.boundary.ndarray import LabelArray, labelled, opened, read
 from causaltrace.boundary.ndarray import current as current
@@ -23,16 +23,31 @@ Replace = Callable[[Any, str, Callable[..., Any]], None]
 
 #: Functions that make plain arrays of what they are given.
 MAKING = ("array", "asarray", "asanyarray", "ascontiguousarray", "asfortranarray", "require", "frombuffer")
+#: What they call what they are given.
+DATA = ("object", "a", "buffer")
 #: Functions that make arrays that labels may be written to.
 FRESH = ("zeros", "ones", "empty", "full", "zeros_like", "ones_like", "empty_like", "full_like")
 #: Methods of plain arrays that take other arrays.
-TAKING = ("take", "put", "searchsorted", "repeat", "choose", "compress", "dot")
+TAKING = (
+    "take",
+    "put",
+    "searchsorted",
+    "repeat",
+    "choose",
+    "compress",
+    "dot",
+    "fill",
+    "setfield",
+    "partition",
+)
+#: Their attributes that may be set to other arrays.
+SET = ("flat", "real", "imag")
 
 
 def enter(tracer: Tracer, replace: Replace) -> list[Callable[[], None]]:
     """Follow numpy's arrays; returns what ends it. ``replace`` restores by itself."""
     arrays = Arrays(tracer)
-    names: dict[int, Callable[..., Any]] = {}
+    names = untold.functions(arrays)
     for name in MAKING:
         names[id(getattr(np, name))] = _making(arrays, name, getattr(np, name))
     for name in FRESH:
@@ -45,13 +60,14 @@ def enter(tracer: Tracer, replace: Replace) -> list[Callable[[], None]]:
         replace(Tensor, name, indexed(arrays, getattr(Tensor, name)))
     slots.no_sequence(Tensor)
     undo = slots.patched(np.ndarray, _items(arrays) | {name: _taking(arrays, name) for name in TAKING})
+    undo_set = slots.patched(np.ndarray, {name: _set(arrays, name) for name in SET})
 
     def end() -> None:
         undo()
         tracer.release()
         arrays.open = False
 
-    return [opened(arrays), end, *calls.enter(arrays)]
+    return [opened(arrays), end, undo_set, *hidden.enter(arrays), *untold.enter(arrays)]
 
 
 def bound_to(names: dict[int, Any]) -> Iterator[tuple[Any, str, Any]]:
@@ -63,17 +79,28 @@ def bound_to(names: dict[int, Any]) -> Iterator[tuple[Any, str, Any]]:
                 yield module, name, value
 
 
+def _is(a: np.ndarray, b: np.ndarray) -> bool:
+    """Are they the same elements of memory?"""
+    x, y = (bare(c).__array_interface__ for c in (a, b))
+    return a.dtype == b.dtype and a.strides == b.strides and all(x[k] == y[k] for k in ("data", "shape"))
+
+
 def _making(arrays: Arrays, name: str, original: Any) -> Callable[..., Any]:
     @functools.wraps(original)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         if arrays.inside:
             return original(*args, **kwargs)
+        given = args[0] if args else next((kwargs[key] for key in DATA if key in kwargs), None)
+        if isinstance(given, (list, tuple)) and hidden.hides(arrays, given):
+            given = hidden.shown(arrays, given)
+            args, kwargs = ((given, *args[1:]), kwargs) if args else (args, kwargs | {"object": given})
         out = arrays.plainly(original, args, kwargs)
-        if type(out) is not np.ndarray or not args:
+        if type(out) is not np.ndarray:
             return out
+        if isinstance(given, LabelArray) and _is(out, given):
+            return given
         if arrays.memory.starts and arrays.known(out):
             return out.view(LabelArray)
-        given = args[0]
         if isinstance(given, (np.ndarray, np.generic)):
             if (
                 isinstance(given, LabelArray)
@@ -106,9 +133,9 @@ def _fresh(arrays: Arrays, original: Any) -> Callable[..., Any]:
         args, kwargs = told(args), {k: told(v) for k, v in kwargs.items()}
         out = arrays.plainly(original, args, kwargs)
         fill = kwargs.get("fill_value", args[1] if original.__name__.startswith("full") else None)
-        if isinstance(fill, (LabelArray, Tensor)):
+        if hidden.hides(arrays, fill):
             out = out.view(LabelArray)
-            out[...] = fill
+            out[...] = hidden.shown(arrays, fill)
         return out.view(LabelArray) if arrays.memory.starts and type(out) is np.ndarray else out
 
     return wrapper
@@ -122,6 +149,8 @@ def _handed_out(arrays: Arrays, original: Any) -> Callable[..., Any]:
         out = original(t, *args, **kwargs)
         if not isinstance(out, np.ndarray) or arrays.memory.entry(t) is None:
             return out
+        if original.__name__ == "__array__" and not arrays.inside:  # C code, which reads what it wants
+            arrays.tracer.escape("__array__", t)
         if out.size and not arrays.known(bare(out)):
             plain = bare(out)
             if np.may_share_memory(plain, plain) and _same_memory(t, plain):
@@ -157,19 +186,16 @@ def _items(arrays: Arrays) -> dict[str, Callable[..., Any]]:
     """The item methods of all arrays."""
     get, put = np.ndarray.__getitem__, np.ndarray.__setitem__
 
-    def involved(key: Any) -> bool:
-        if type(key) in (tuple, list):
-            return any(map(involved, key))
-        return isinstance(key, LabelArray) or hasattr(key, "shadow")
-
     def getitem(self: np.ndarray, key: Any) -> Any:
-        return read(self, key) if not arrays.inside and involved(key) else get(self, key)
+        if arrays.inside or not hidden.hides(arrays, key):
+            return get(self, key)
+        return read(self, hidden.shown(arrays, key))
 
     def setitem(self: np.ndarray, key: Any, value: Any) -> None:
-        if not arrays.inside and (involved(key) or involved(value)):
-            indexing.write(arrays, self, key, value)
-        else:
+        if arrays.inside or not (hidden.hides(arrays, key) or hidden.hides(arrays, value)):
             put(self, key, value)
+        else:
+            indexing.write(arrays, self, hidden.shown(arrays, key), hidden.shown(arrays, value))
 
     return {"__getitem__": getitem, "__setitem__": setitem}
 
@@ -178,8 +204,26 @@ def _taking(arrays: Arrays, name: str) -> Callable[..., Any]:
     original = getattr(np.ndarray, name)
 
     def method(self: np.ndarray, *args: Any, **kwargs: Any) -> Any:
-        if not arrays.inside and type(self) is np.ndarray and any(True for _ in labels_in([args, kwargs])):
-            return getattr(self.view(LabelArray), name)(*args, **kwargs)
-        return original(self, *args, **kwargs)
+        if arrays.inside or type(self) is not np.ndarray or not hidden.hides(arrays, [args, kwargs]):
+            return original(self, *args, **kwargs)
+        args, kwargs = hidden.shown(arrays, args), {k: hidden.shown(arrays, v) for k, v in kwargs.items()}
+        out = getattr(self.view(LabelArray), name)(*args, **kwargs)
+        if name in ("put", "fill", "setfield") and arrays.known(self):
+            arrays.lent(f"numpy {name} into an array that was made before labels reached numpy", self)
+        return out
 
     return method
+
+
+def _set(arrays: Arrays, name: str) -> Any:
+    original = vars(np.ndarray)[name]
+
+    def put(self: np.ndarray, value: Any) -> None:
+        if arrays.inside or not hidden.hides(arrays, value):
+            return original.__set__(self, value)
+        (value,) = hidden.shown(arrays, [value])
+        original.__set__(self, bare(value))
+        arrays.opaque(f"numpy.{name}", [value], [self])
+        arrays.lent(f"numpy {name} of an array", self)
+
+    return property(original.__get__, put)

@@ -75,7 +75,7 @@ def _product(op: OpCall) -> Result:
 
 
 def _masked(op: OpCall) -> Result:
-    """out = union of the operands where the mask is true, else what was there; the mask, everywhere."""
+    """out = S(mask) | union of the operands where it is true, else what was there before."""
     lattice, mask = op.lattice, op.tensor("where")
     new = lattice.keep(lattice.join(*[op.of(t) for t in op.args["operands"]]), mask)
     outs = [lattice.join(new, lattice.keep(op.of(t), ~mask), op.cells("where")) for t in op.args["before"]]
@@ -103,11 +103,18 @@ def _blocks(op: OpCall) -> Result:
     return outs if isinstance(op.out, (list, tuple)) else outs[0]
 
 
+def _each_and_all(op: OpCall) -> Result:
+    """self, element by element, looked up in a table: union with all of it."""
+    lattice = op.lattice
+    return lattice.join(op.cells("self"), *[lattice.everything(op.of(t)) for t in op.args["table"]])
+
+
 JOIN, FOLD = Rule(POINT, _each), Rule(LEAVE, _folded)
 STIR, ADD_AT = Rule(LEAVE, _stirred), Rule(LEAVE, index_put)
 PRODUCT, WHOLE = Rule(LEAVE, _product), Rule(LEAVE, reduce.whole)
 RUNNING, BETWEEN = Rule(LEAVE, reduce.running), Rule(LEAVE, _between)
 MASKED, BLOCKS = Rule(LEAVE, _masked), Rule(LEAVE, _blocks)
+EACH_AND_ALL = Rule(LEAVE, _each_and_all)
 #: Arguments of methods after the array.
 FOLDING = {
     "reduce": ("axis", "dtype", "out", "keepdims", "initial", "where"),
@@ -135,8 +142,14 @@ def split(
     out = options.pop("out", None)
     outs = out if isinstance(out, tuple) else (out,)
     if any(o is not None for o in outs):
-        options["out"] = outs
+        options["out"] = outs if out is not Ellipsis else out
     return inputs, options
+
+
+def targets(options: dict[str, Any]) -> list[Any]:
+    """The arrays that a call writes to. ``out=...`` is none: it asks for arrays, not for numbers."""
+    out = options.get("out")
+    return [o for o in out if isinstance(o, np.ndarray)] if isinstance(out, tuple) else []
 
 
 def called(
@@ -194,7 +207,7 @@ def _elements(arrays: Arrays, ufunc: np.ufunc, inputs: tuple[Any, ...], options:
     full = f"numpy.{ufunc.__name__}"
     name = NAMES.get(ufunc.__name__, ufunc.__name__)
     operands = [array(arrays, x) if isinstance(x, (list, tuple)) else x for x in inputs]
-    outs = [o for o in options.get("out") or () if o is not None]
+    outs = targets(options)
     bound: dict[str, Any] = dict(
         zip(ARGUMENTS.get(name, ("self", "other", "third", "fourth")), operands, strict=False)
     )
@@ -245,18 +258,20 @@ def _by_blocks(arrays: Arrays, ufunc: np.ufunc, inputs: tuple[Any, ...], options
     axes += [tuple(range(-n, 0)) for n in (*cores, *made)[len(axes) :]]
     operands = [_last(array(arrays, x), a) for x, a in zip(inputs, axes, strict=False)]
     bound = {"operands": operands, "cores": cores, "made": made}
-    targets = options.get("out")
-    if targets is not None and None not in targets:
-        places = [_last(bare(o), a) for o, a in zip(targets, axes[len(cores) :], strict=True)]
+    outs = targets(options)
+    if len(outs) == ufunc.nout:
+        places = [_last(bare(o), a) for o, a in zip(outs, axes[len(cores) :], strict=True)]
         after = arrays.follow(full, full, bound, places, BLOCKS, early=True)
         out = _run(arrays, ufunc, "__call__", inputs, options)
         arrays.done(full, places, after)
-        for target in targets:
+        for target in outs:
             arrays.unseen(full, target, after)
-        return _given_back(out, targets)
+        return _given_back(out, options["out"])
     out = _run(arrays, ufunc, "__call__", inputs, options)
     results = out if isinstance(out, tuple) else (out,)
     places = [_last(r, a) for r, a in zip(results, axes[len(cores) :], strict=True)]
+    if ufunc.__name__.startswith("qr_r_raw"):  # LAPACK leaves results in what it was given
+        places, bound["made"] = [*places, operands[0]], [*made, cores[0]]
     arrays.done(full, places, arrays.follow(full, full, bound, places, BLOCKS))
     return out
 
@@ -323,20 +338,17 @@ def _at(arrays: Arrays, ufunc: np.ufunc, a: Any, indices: Any, *values: Any) -> 
     """``ufunc.at(a, indices, values)``: in place, also where an index comes up again."""
     full = f"numpy.{ufunc.__name__}.at"
     plain = bare(a)
-    place: np.ndarray
-    chosen: list[Any] = []
+    given = [array(arrays, v) for v in values]
     if basic(indices):
         place = plain[whole(indices)]
+        bound = dict(zip(("self", "other"), [place, *given], strict=False))
+        after = arrays.follow(full, full, bound, [place], JOIN, early=True)
     else:
         place, chosen = advanced(arrays, plain, indices)
-    given = [array(arrays, v) for v in values]
-    bound: dict[str, Any] = {"self": place, "indices": chosen}
-    if given:
-        bound["values"] = given[0]
-    adds = ufunc.__name__ in ADDING and bool(chosen)
-    if adds:
-        bound["accumulate"] = True
-    after = arrays.follow(full, "index_put", bound, [place], ADD_AT if adds else STIR, early=True)
+        bound = {"self": place, "indices": chosen, **dict(zip(("values",), given, strict=False))}
+        adds = ufunc.__name__ in ADDING
+        bound |= {"accumulate": True} if adds else {}
+        after = arrays.follow(full, "index_put", bound, [place], ADD_AT if adds else STIR, early=True)
     _run(arrays, ufunc, "at", (plain, indices, *values), {})
     arrays.written(full, a, [place], after)
 

@@ -20,6 +20,7 @@ from causaltrace.boundary.ndarray import LabelArray, labelled
 Method = Callable[..., Any]
 #: Of most arguments, and never anything that is followed.
 PLAIN = frozenset((np.ndarray, int, float, bool, str, type(None), type, np.dtype))
+ASKED = PLAIN | {LabelArray}
 METHODS = ("reduce", "accumulate", "reduceat", "outer", "at")
 
 
@@ -34,24 +35,24 @@ def enter(arrays: Arrays) -> list[Callable[[], None]]:
     ]
 
 
-def hidden(arrays: Arrays, value: Any) -> bool:
+def hides(arrays: Arrays, value: Any) -> bool:
     """Is there an array, a number or a tensor with labels in it?"""
     if type(value) in PLAIN:
         return False
     if isinstance(value, (list, tuple)):
-        return any(hidden(arrays, v) for v in value)
+        return any(hides(arrays, v) for v in value)
     if isinstance(value, dict):
-        return any(hidden(arrays, v) for v in value.values())
+        return any(hides(arrays, v) for v in value.values())
     if isinstance(value, Tensor):
         return _followed(arrays, value)
-    return type(value) is LabelArray or hasattr(value, "shadow")
+    return isinstance(value, LabelArray) or hasattr(value, "shadow")
 
 
 def shown(arrays: Arrays, value: Any) -> Any:
-    """Tensors with labels as arrays over their memory."""
+    """Tensors as arrays over their memory."""
     if type(value) in (list, tuple):
         return type(value)(shown(arrays, v) for v in value)
-    if isinstance(value, Tensor) and _followed(arrays, value):
+    if isinstance(value, Tensor):
         return labelled(arrays.plainly(Tensor.__array__, (value,), {}))
     return value
 
@@ -61,20 +62,19 @@ def _followed(arrays: Arrays, t: Tensor) -> bool:
 
 
 def _asks(value: Any) -> bool:
-    """Does numpy hand it the call?"""
+    """Does numpy hand it the call, other than to a LabelArray?"""
     own = getattr(type(value), "__array_ufunc__", np.ndarray.__array_ufunc__)
-    return own is not np.ndarray.__array_ufunc__
+    return own not in (np.ndarray.__array_ufunc__, LabelArray.__array_ufunc__)
 
 
 def _method(arrays: Arrays, name: str, original: Method) -> Method:
     def method(ufunc: np.ufunc, *args: Any, **kwargs: Any) -> Any:
-        for a in args:
-            if type(a) is LabelArray:  # it is asked
-                return original(ufunc, *args, **kwargs)
-        if not (hidden(arrays, args) or kwargs and hidden(arrays, kwargs)) or arrays.inside:
+        if not kwargs and all(type(a) in ASKED for a in args):
+            return original(ufunc, *args, **kwargs)
+        if not (hides(arrays, args) or kwargs and hides(arrays, kwargs)) or arrays.inside:
             return original(ufunc, *args, **kwargs)
         inputs, options = ufuncs.split(ufunc, name, args, kwargs)
-        if any(map(_asks, (*inputs, *(options.get("out") or ())))):
+        if any(map(_asks, (*inputs, *ufuncs.targets(options)))):
             return original(ufunc, *args, **kwargs)
         wraps = (
             [t for t in inputs if isinstance(t, Tensor)] if name != "outer" and "out" not in options else []
@@ -94,7 +94,7 @@ def _method(arrays: Arrays, name: str, original: Method) -> Method:
 
 def _function(arrays: Arrays, original: Method) -> Method:
     def method(func: Any, *args: Any, **kwargs: Any) -> Any:
-        if not (hidden(arrays, args) or kwargs and hidden(arrays, kwargs)) or arrays.inside:
+        if not (hides(arrays, args) or kwargs and hides(arrays, kwargs)) or arrays.inside:
             return original(func, *args, **kwargs)
         if args and isinstance(args[0], Tensor) and hasattr(func._implementation, "__code__"):
             return original(func, *args, **kwargs)  # it asks the tensor

@@ -1,0 +1,121 @@
+"""numpy's iterators and random numbers: C code that asks nobody. The watch is told what they get."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from causaltrace.boundary import slots
+from causaltrace.boundary.arrays import Arrays, arrays_in
+from causaltrace.boundary.call import results
+from causaltrace.boundary.hidden import hides, shown
+from causaltrace.boundary.ndarray import labelled
+
+Method = Callable[..., Any]
+RANDOM = (np.random.Generator, np.random.RandomState)
+#: Methods of ``array.flat`` and ``np.broadcast`` that give values.
+FLAT = (
+    "__next__",
+    "__getitem__",
+    "__array__",
+    "copy",
+    "__eq__",
+    "__ne__",
+    "__lt__",
+    "__le__",
+    "__gt__",
+    "__ge__",
+)
+
+
+def functions(arrays: Arrays) -> dict[int, Method]:
+    """What takes the place of functions of modules, by their ids."""
+    own = {name: fn for name, fn in _public(np.random).items() if hasattr(fn, "__func__")}
+    return {id(fn): _drawing(arrays, name, fn) for name, fn in own.items()}
+
+
+def enter(arrays: Arrays) -> list[Callable[[], None]]:
+    """Returns what ends it."""
+    undo = [
+        slots.patched(kind, {name: _drawing(arrays, name, own) for name, own in _public(kind).items()})
+        for kind in RANDOM
+    ]
+    flat = {name: _reading(arrays, "flat", vars(np.flatiter)[name]) for name in FLAT}
+    flat["__setitem__"] = _writing(arrays, vars(np.flatiter)["__setitem__"])
+    return [
+        *undo,
+        slots.patched(np.flatiter, flat),
+        slots.patched(
+            np.broadcast, {"__next__": _reading(arrays, "broadcast", vars(np.broadcast)["__next__"])}
+        ),
+        slots.patched(np.nditer, {"__init__": _iterating(arrays, vars(np.nditer)["__init__"])}),
+    ]
+
+
+def _public(owner: Any) -> dict[str, Method]:
+    return {name: own for name, own in vars(owner).items() if not name.startswith("_") and callable(own)}
+
+
+def _drawing(arrays: Arrays, name: str, original: Method) -> Method:
+    """A method, or a function, that draws random numbers."""
+    full = f"numpy.random.{name}"
+
+    @functools.wraps(original)
+    def method(*args: Any, **kwargs: Any) -> Any:
+        if arrays.inside or not arrays.memory.entries or not hides(arrays, [args, kwargs]):
+            return original(*args, **kwargs)
+        args, kwargs = shown(arrays, args), {k: shown(arrays, v) for k, v in kwargs.items()}
+        found = list(arrays_in([args, kwargs]))
+        for a in found:
+            arrays.told(full, a)
+        out = arrays.plainly(original, args, kwargs)
+        written = [a for a in found if name == "shuffle" and isinstance(a, np.ndarray)]
+        arrays.opaque(full, found, [*results(out), *written])
+        return labelled(out)
+
+    return method
+
+
+def _reading(arrays: Arrays, what: str, original: Method) -> Method:
+    """A method of an iterator that gives values."""
+
+    @functools.wraps(original)
+    def method(it: Any, *args: Any) -> Any:
+        if not arrays.inside and arrays.memory.starts:
+            for a in [it.base] if what == "flat" else [i.base for i in it.iters]:
+                if arrays.known(a):
+                    arrays.told(f"numpy {what}", a)
+            for a in arrays_in(args):
+                arrays.told(f"numpy {what}", a)
+        return original(it, *args)
+
+    return method
+
+
+def _writing(arrays: Arrays, original: Method) -> Method:
+    @functools.wraps(original)
+    def method(it: Any, key: Any, value: Any) -> None:
+        if arrays.inside or not hides(arrays, [key, value]):
+            return original(it, key, value)
+        found = list(arrays_in(shown(arrays, [key, value])))
+        original(it, key, value)
+        arrays.opaque("numpy.flat", found, [it.base])
+        arrays.lent("numpy flat", it.base)
+
+    return method
+
+
+def _iterating(arrays: Arrays, original: Method) -> Method:
+    @functools.wraps(original)
+    def method(it: Any, *args: Any, **kwargs: Any) -> None:
+        if not arrays.inside and arrays.memory.entries and hides(arrays, [args, kwargs]):
+            for a in arrays_in(shown(arrays, [list(args), list(kwargs.values())])):
+                arrays.lent("numpy nditer", a) if isinstance(a, np.ndarray) else arrays.told(
+                    "numpy nditer", a
+                )
+        original(it, *args, **kwargs)
+
+    return method
