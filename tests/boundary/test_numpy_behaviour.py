@@ -122,7 +122,7 @@ BEHAVIOUR: dict[str, Callable[[Any], Any]] = {
     ],
     "dates": lambda a: [
         np.timedelta64(a[0, 0], "s"),
-        np.datetime64(a[0, 0], "s"),
+        np.datetime64(int(a[0, 0]), "s"),
         np.datetime64("2020-01-01"),
     ],
     "numbers compared": lambda a: [
