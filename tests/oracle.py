@@ -152,7 +152,7 @@ def reported(
             lanes = (where * 2 + 1).unsqueeze(-1).expand(*where.shape, 2).contiguous()
             cells = known.setdefault(id(where), Cells(lanes))
             trace.memory.write(copy, Shadow(support=cells))
-    trace.ledger.grow(1 + max(int(p.max()) for p in positions if p is not None))
+    trace.ledger.grow(max((int(p.max()) + 1 for p in positions if p is not None and p.numel()), default=0))
     with torch.compiler.set_stance("force_eager"), Host(trace, Outside(trace)), trace:
         out = fn(*args)
     notes = trace.recorder

@@ -91,10 +91,10 @@ class Arrays:
     """Reads, writes and follows the shadows of arrays for one tracer."""
 
     inside = Depth()  #: of calls, on this thread, of numpy's own code
-    labelled: Callable[[Any], Any]  #: plain arrays as LabelArrays (``ndarray`` sets it)
 
-    def __init__(self, tracer: Tracer) -> None:
-        self.tracer, self.memory = tracer, tracer.memory
+    def __init__(self, tracer: Tracer, labelled: Callable[[Any], Any]) -> None:
+        """``labelled``: makes plain arrays those that tell of what is done with them."""
+        self.tracer, self.memory, self.labelled = tracer, tracer.memory, labelled
         self._ops: dict[tuple[Any, ...], Op] = {}
         self._back: tuple[np.ndarray, Any, Callable[[], None]]  #: what is held
         self.open = True

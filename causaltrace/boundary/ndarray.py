@@ -290,4 +290,3 @@ def lent(a: Any, what: str = "numpy buffer") -> None:
 
 
 slots.buffered(LabelArray, lent)
-Arrays.labelled = staticmethod(labelled)

@@ -46,7 +46,7 @@ SET = ("flat", "real", "imag")
 
 def enter(tracer: Tracer, replace: Replace) -> list[Callable[[], None]]:
     """Follow numpy's arrays; returns what ends it. ``replace`` restores by itself."""
-    arrays = Arrays(tracer)
+    arrays = Arrays(tracer, labelled)
     names = untold.functions(arrays)
     for name in MAKING:
         names[id(getattr(np, name))] = _making(arrays, name, getattr(np, name))

@@ -24,6 +24,7 @@ _FLAGS = next(
     for place in range(WORD * 10, WORD * 40, WORD)
     if ctypes.c_ulong.from_address(id(np.ndarray) + place).value == np.ndarray.__flags__
 )
+_NEW = _FLAGS + 18 * WORD
 _BUFFER, _MAPPING, _SEQUENCE = _FLAGS - WORD, _FLAGS - 7 * WORD, _FLAGS - 8 * WORD
 
 
@@ -57,6 +58,26 @@ def patched(kind: type, methods: dict[str, Callable[..., Any]]) -> Callable[[], 
             table[:] = values  # Python would leave slower ones
 
     put(methods)
+    return undo
+
+
+def constructing(kind: type, made: Callable[[Callable[..., Any], Any, Any, Any], Any]) -> Callable[[], None]:
+    """``made(original, cls, args, kwargs)`` makes the instances of a type that is written in C, until the
+    function that is returned is called. ``original(cls, args, kwargs)`` is how they were made."""
+    slot = ctypes.c_void_p.from_address(id(kind) + _NEW)
+    old = slot.value
+    anything = ctypes.py_object
+    original = ctypes.PYFUNCTYPE(anything, anything, anything, anything)(old)
+
+    def new(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        return made(original, cls, args, kwargs)
+
+    restore = patched(kind, {"__new__": new})
+
+    def undo() -> None:
+        restore()
+        slot.value = old  # Python would leave its own
+
     return undo
 
 

@@ -8,14 +8,24 @@ from typing import Any
 
 import numpy as np
 
-from causaltrace.boundary import slots
-from causaltrace.boundary.arrays import Arrays, arrays_in
+from causaltrace.boundary import indexing, slots
+from causaltrace.boundary.arrays import Arrays, arrays_in, bare
 from causaltrace.boundary.call import results
 from causaltrace.boundary.hidden import hides, shown
 from causaltrace.boundary.ndarray import labelled
+from causaltrace.boundary.number import number
 
 Method = Callable[..., Any]
 RANDOM = (np.random.Generator, np.random.RandomState)
+#: ``np.float32(x)`` and the like.
+SCALARS = sorted(
+    {
+        t
+        for t in np.sctypeDict.values()
+        if issubclass(t, (np.number, np.bool_, np.datetime64)) and "__new__" in vars(t)
+    },
+    key=lambda t: t.__name__,
+)
 #: Methods of ``array.flat`` and ``np.broadcast`` that give values.
 FLAT = (
     "__next__",
@@ -45,6 +55,7 @@ def enter(arrays: Arrays) -> list[Callable[[], None]]:
     ]
     flat = {name: _reading(arrays, "flat", vars(np.flatiter)[name]) for name in FLAT}
     flat["__setitem__"] = _writing(arrays, vars(np.flatiter)["__setitem__"])
+    undo += [slots.constructing(kind, _converting(arrays)) for kind in SCALARS]
     return [
         *undo,
         slots.patched(np.flatiter, flat),
@@ -77,6 +88,29 @@ def _drawing(arrays: Arrays, name: str, original: Method) -> Method:
         return labelled(out)
 
     return method
+
+
+def _converting(arrays: Arrays) -> Callable[[Method, Any, Any, Any], Any]:
+    """Types of numbers make numbers of numbers, and arrays of arrays."""
+
+    def made(original: Method, cls: Any, args: Any, kwargs: Any) -> Any:
+        if arrays.inside or not arrays.memory.entries or not hides(arrays, args):
+            return original(cls, args, kwargs)
+        args = shown(arrays, args)
+        out = original(cls, bare(args), kwargs)
+        (given, *_) = args
+        if isinstance(out, np.ndarray):
+            full = f"numpy.{cls.__name__}"
+            source = indexing.array(arrays, given)
+            arrays.done(full, [out], arrays.follow(full, "_to_copy", {"self": source}, [out]))
+            return labelled(out)
+        if isinstance(out, (np.datetime64, np.timedelta64)):
+            arrays.told(f"numpy.{cls.__name__}", given)
+            return out
+        shadow = getattr(given, "shadow", None)
+        return number(arrays, out, arrays.read(given) if shadow is None else shadow)
+
+    return made
 
 
 def _reading(arrays: Arrays, what: str, original: Method) -> Method:

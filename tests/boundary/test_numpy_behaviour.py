@@ -106,6 +106,25 @@ BEHAVIOUR: dict[str, Callable[[Any], Any]] = {
         type(a.mean()).__name__,
         (a[0, 0] + 1).dtype.name,
     ],
+    "types of numbers": lambda a: [
+        np.int64(a[0, 0]) + 0,
+        np.float32(a),
+        np.bool_(a[0, 0]),
+        np.int8(a[0]),
+        np.float64("1.5"),
+        np.uint8(a[1, 2]) + 0,
+        refused(lambda: np.int8(300)),
+        refused(lambda: np.int64("x")),
+        np.complex64(1 + 2j),
+        np.longdouble(a[0, 1]),
+        np.float64(a[0, 0]),
+        np.bool_([a[0, 0], a[0, 1]]),
+    ],
+    "dates": lambda a: [
+        np.timedelta64(a[0, 0], "s"),
+        np.datetime64(int(a[0, 0]), "s"),
+        np.datetime64("2020-01-01"),
+    ],
     "numbers compared": lambda a: [
         bool(a[0, 0] == 3),
         bool(a[0, 0] < a[0, 2]),
@@ -199,7 +218,7 @@ def test_arrays_stay_usable() -> None:
 def state() -> dict[str, Any]:
     """What numpy is made of."""
     kinds = (np.ndarray, np.ufunc, type(np.sum), np.flatiter, np.nditer, np.broadcast)
-    kinds += (np.random.Generator, np.random.RandomState)
+    kinds += (np.random.Generator, np.random.RandomState, np.int64, np.float32, np.float64, np.bool_)
     out: dict[str, Any] = {f"{k.__name__}.{n}": v for k in kinds for n, v in vars(k).items()}
     out |= {f"flags of {k.__name__}": k.__flags__ & ~(1 << 19) for k in kinds}
     for module in (np, np.linalg, np.random, np.fft, np._core.multiarray, np._core.numeric, torch):
@@ -232,6 +251,7 @@ def test_numpy_is_as_fast_as_it_was() -> None:
         a[0] = a[1]
         a.take([0])
         np.dot(a, a)
+        np.float32(3), np.int64(a[0]), np.float64(3.0), np.bool_(1)
         a.flat[0]
         np.add.reduce(a)
         np.random.default_rng(0).normal(a)

@@ -61,6 +61,9 @@ READ: dict[str, Case] = {
         loose=True,
     ),
     "by name": Case(lambda a: [np.array(object=a), np.asarray(a=a), np.array(object=[a, a])], (V,)),
+    "types": Case(
+        lambda a: [np.float64(a), np.complex128(a), np.longdouble(a), np.float16([a, a])], (V,), loose=True
+    ),
     "index of bytes": Case(
         lambda i: [
             PLAIN[i.astype(t)]
@@ -72,6 +75,12 @@ READ: dict[str, Case] = {
 
 #: With what they tell.
 TOLD: dict[str, Case] = {
+    "types of one": Case(
+        lambda a, i: [np.float32(a[:1].reshape(())), np.int64(i[0]), np.int32(i[1]), np.float64(a[1])],
+        (V, I),
+        told=True,
+    ),
+    "types of a list": Case(lambda i: [np.int64([i[0], i[1]]), np.float32([i[2]])], (I,), told=True),
     "plain[label]": Case(lambda i: TABLE[i[0]], (I,), told=True),
     "list of numbers": Case(
         lambda a: [np.array([a[0], a[1]]), np.add([a[0], a[2]], 1.0), np.sum([a[0], a[1]])], (V,), told=True
@@ -249,6 +258,7 @@ TENSORS: dict[str, Callable[[Any, Tensor], Any]] = {
     "interp": lambda a, t: np.interp(t, [0.0, 1.0], [2.0, 3.0]),
     "random": lambda a, t: np.random.RandomState(3).normal(t, 0.5),
     "fill": lambda a, t: fresh(lambda o: o.fill(t[0]))(),
+    "types": lambda a, t: [np.float64(t), np.float32(t[0]), np.float64([t, t])],
     "fromiter": lambda a, t: np.fromiter(t, np.float32),
 }
 
