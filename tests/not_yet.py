@@ -19,9 +19,6 @@ NOT_FOUND = {
     "warmup_restored": "deepcopy copies bytes of storages, which might hold labels",
 }
 
-#: The audit raises, but says nothing of a watch.
-UNCLEAR = {"ttt_saved": "torch.save pickles fake tensors"}
-
 
 def marked(names: Iterable[str], *tables: dict[str, str]) -> list[object]:
     """The names as parameters of a test that it must fail for where a table has them."""

@@ -66,6 +66,7 @@ def constructing(kind: type, made: Callable[[Callable[..., Any], Any, Any, Any],
     function that is returned is called. ``original(cls, args, kwargs)`` is how they were made."""
     slot = ctypes.c_void_p.from_address(id(kind) + _NEW)
     old = slot.value
+    assert old is not None
     anything = ctypes.py_object
     original = ctypes.PYFUNCTYPE(anything, anything, anything, anything)(old)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -20,6 +20,7 @@ from causaltrace.ledger import Pending
 from causaltrace.ops import uses
 from causaltrace.places import internal
 from causaltrace.policy import Judge, check_order
+from causaltrace.replaced import replaced
 from causaltrace.report.about import made_now
 from causaltrace.report.model import Notice, Report, Run
 from causaltrace.shadow import Shadow
@@ -177,7 +178,7 @@ def line_of(error: BaseException) -> Site | None:
 @contextlib.contextmanager
 def opened(tracer: Static, call: Call) -> Iterator[None]:
     dispatched = Operator.__call__
-    item, deepcopy, parameter = Tensor.item, Tensor.__deepcopy__, torch.nn.Parameter.__deepcopy__
+    item, parameter = Tensor.item, torch.nn.Parameter.__deepcopy__
 
     def copied(t: Tensor, memo: dict[int, Any]) -> Tensor:
         """A copy is an operation: there is no memory to copy."""
@@ -193,24 +194,26 @@ def opened(tracer: Static, call: Call) -> Iterator[None]:
             return followed(tracer, op, args, kwargs)
         return dispatched(op, *args, **kwargs)
 
-    hooks = (
-        register_optimizer_step_pre_hook(tracer.step_begins),
-        register_optimizer_step_post_hook(tracer.step_ends),
-    )
+    def saved(t: Tensor, protocol: int) -> Any:
+        raise AuditError("a tensor is saved or pickled, which needs its values", tracer.site("host"))
+
+    undo: list[Callable[[], None]] = [
+        register_optimizer_step_pre_hook(tracer.step_begins).remove,
+        register_optimizer_step_post_hook(tracer.step_ends).remove,
+    ]
     try:
         with torch.compiler.set_stance("force_eager"), kept(tracer, call.modules), tracer:
-            Tensor.__deepcopy__ = copied  # type: ignore[method-assign]
-            torch.nn.Parameter.__deepcopy__ = same_kind  # type: ignore[method-assign]
-            Operator.__call__ = called  # type: ignore[method-assign]
-            Tensor.item = lambda t: tracer.number(t, item)  # type: ignore[method-assign, assignment, arg-type]
+            undo += [
+                replaced(Tensor, "__deepcopy__", copied),
+                replaced(torch.nn.Parameter, "__deepcopy__", same_kind),
+                replaced(Operator, "__call__", called),
+                replaced(Tensor, "item", lambda t: tracer.number(t, item)),
+                replaced(Tensor, "__reduce_ex__", saved),
+            ]
             yield
     finally:
-        Operator.__call__ = dispatched  # type: ignore[method-assign]
-        Tensor.item = item  # type: ignore[method-assign]
-        Tensor.__deepcopy__ = deepcopy  # type: ignore[method-assign]
-        torch.nn.Parameter.__deepcopy__ = parameter  # type: ignore[method-assign]
-        for hook in hooks:
-            hook.remove()
+        for restore in reversed(undo):
+            restore()
 
 
 def _label(

@@ -17,7 +17,6 @@ from causaltrace.report.model import Report
 from tests import attends
 from tests.flips import CASES
 from tests.mixers import CAUSAL, MAYBE_OPAQUE, NOT_CAUSAL, Mixer
-from tests.not_yet import UNCLEAR, marked
 from tests.probe import CLASSES, LENGTH, flips, stream, watched
 from tests.static import AUDITED, IN_PYTHON
 from tests.test_architectures import model, scoring
@@ -90,7 +89,7 @@ def test_an_example_is_judged_as_in_a_watch(name: str) -> None:
     assert found[0] == found[1]
 
 
-@pytest.mark.parametrize("name", marked(IN_PYTHON, UNCLEAR))
+@pytest.mark.parametrize("name", IN_PYTHON)
 def test_an_example_that_python_takes_part_in_is_one_for_a_watch(name: str) -> None:
     case = CASES[name]
     net = case.make_model()
