@@ -68,10 +68,7 @@ class Judge:
     _legal: list[Route] = field(default_factory=list)
     _updates: list[tuple[Site, list[Tensor]]] = field(default_factory=list)
     _paths: dict[tuple[str, int], tuple[Hop, ...]] = field(default_factory=dict)
-    _unscored: Unscored = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._unscored = Unscored(self.ledger)
+    _unscored: Unscored = field(default_factory=Unscored)
 
     # -- told by the tracer ---------------------------------------------------------------------------
 
@@ -378,7 +375,7 @@ class Judge:
         violations = list(self.findings.values())
         notes = [*self.notes, *self.declassified.values(), *self.unwritten_reads.values()]
         notes += self.unnormalised.values()
-        notes += filter(None, [None if self.explicit else self._unscored.notice()])
+        notes += filter(None, [None if self.explicit else self._unscored.notice(self.ledger)])
         if not positions:
             notes.append(
                 Notice(

@@ -17,8 +17,7 @@ from causaltrace.report.model import Notice
 class Unscored:
     """Remembers which labels had no score when they went to Python."""
 
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
+    def __init__(self) -> None:
         self._left: list[Tensor] = []
 
     def left(self, cells: Cells) -> None:
@@ -26,11 +25,11 @@ class Unscored:
         unscored = cells.data[..., 1].reshape(-1) >> 1
         self._left.append(unscored.amax()[None] if unscored.numel() > 1 else unscored)
 
-    def notice(self) -> Notice | None:
+    def notice(self, ledger: Ledger) -> Notice | None:
         """What is said of those that have none at the end. Labels before the first score are context."""
-        if not self._left or not self._ledger.order:
+        if not self._left or not ledger.order:
             return None
-        scored = self._ledger.is_scored
+        scored = ledger.is_scored
         where = torch.cat([t.to(scored.device) for t in self._left]).unique().long()
         first = int(scored.int().argmax())
         lost = where[(where > first) & ~scored[where.clamp(min=0)]]
