@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from typing import Protocol
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from causaltrace.schema import Op
@@ -33,7 +34,9 @@ class Finder(Protocol):
 
     searching: bool
 
-    def look(self, op: Op, inputs: list[Tensor]) -> None: ...
+    def look(self, op: Op, bound: dict[str, Any], inputs: list[Tensor]) -> None: ...
+    def left(self, t: Tensor) -> None: ...
+    def lost(self, what: str, storage: torch.UntypedStorage | None = None) -> None: ...
     def made(self, outs: list[Tensor]) -> None: ...
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from causaltrace._compat import as_numpy
 from causaltrace.graph.record import Record, Route, spanned
 from causaltrace.graph.timeline import Timeline
 from causaltrace.graph.walk import walk
@@ -82,7 +83,7 @@ class Judge:
             self.score(event)
 
     def score(self, event: Score) -> None:
-        position, latest, first = self.ledger.commit(event).numpy()
+        position, latest, first = as_numpy(self.ledger.commit(event))
         before = len(self.findings)
         self._judge(event)
         if self.told is not None:

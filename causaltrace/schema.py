@@ -48,8 +48,8 @@ UNDECLARED = dict.fromkeys(
 class Op:
     """One overload. ``written``: names of mutated arguments, ``outs``: those that are
     only written (``out=``); ``early``: its rule runs before it, while the old values can still be looked at;
-    ``blank``: gives memory that nobody has written; ``fills``: a view that may bring in other memory;
-    ``foreign``: not an operation of torch's own;
+    ``blank``: gives memory that nobody has written; ``fills``: a view that may bring in other memory, or
+    shows the same as another dtype; ``foreign``: not an operation of torch's own;
     ``foreach``: a rule for each list element; ``shares``: element-wise, with one result; ``joins``: whatever
     its operands hold; ``distributes``: what it makes may be distributions; ``derived``: how its rule follows
     from its schema or tags; ``calls``: how often it ran.
@@ -116,7 +116,7 @@ def describe(func: torch._ops.OpOverload) -> Op:
         and (name in SOFTMAX or rule.fn is move.same and name in ("clone", "_to_copy")),
         derived=_derived(rule, name, packet, view, foreach, bool(written), bool(outs)),
         blank=name in BLANK and not outs,
-        fills=name in FILLING,
+        fills=name in FILLING or packet == "view" and func._overloadname == "dtype",
         foreign=func.namespace not in ("aten", "prims"),
     )
 

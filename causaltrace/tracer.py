@@ -168,8 +168,8 @@ class Tracer(TorchDispatchMode):
         if types:  # a wrapper's own handler runs the operations on what it holds, and these are followed
             return func(*args, **kwargs) if any(map(is_fake, inputs)) else NotImplemented
         finder = self.finder
-        if finder is not None and not op.composite and (finder.searching or op.name == "embedding"):
-            finder.look(op, inputs)
+        if finder is not None and (finder.searching or op.name == "embedding"):
+            finder.look(op, op.bind(args, kwargs), inputs)
         entries = self.memory.entries
         touched = []
         try:
@@ -357,8 +357,10 @@ class Tracer(TorchDispatchMode):
         return after
 
     def _refilled(self, op: Op, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """A tensor with memory that no operation has filled."""
+        """A tensor with memory that no operation has filled, or that is of another dtype."""
         name, outside = op.name, self.outside
+        if name == "view":
+            self.seek(args[0])
         if name == "resize" and outside is not None:
             before = storage_of(args[0]).nbytes()
             out = func(*args, **kwargs)
@@ -417,7 +419,13 @@ class Tracer(TorchDispatchMode):
 
     def escape(self, what: str, t: Tensor) -> None:
         """The values or the memory of ``t`` go to something that is not torch."""
+        self.seek(t)
         self.vanished(what, self.memory.read(t))
+
+    def seek(self, t: Tensor) -> None:
+        """``t`` goes where no operation sees it: does it hold labels that nobody has named?"""
+        if self.finder is not None:
+            self.finder.left(t)
 
     def release(self) -> None:
         """Tell of a value that Python got, once it is clear that it is not written back where it was."""
@@ -460,6 +468,8 @@ class Tracer(TorchDispatchMode):
         inputs = leaves((args, kwargs))
         if any(is_fake(t) or t.is_meta for t in inputs):
             return func(*args, **kwargs)
+        for t in inputs:
+            self.seek(t)
         form = FORMS.get(func.name())
         op = self._ops.get(func)
         if op is None:

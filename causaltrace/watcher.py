@@ -164,7 +164,7 @@ class Watch:
 
     def _place(self, tensor: Tensor, positions: Tensor) -> None:
         """The elements of ``tensor`` are the labels at ``positions``; negative ids (-100) are none."""
-        positions = torch.where(tensor >= 0, positions, -1)
+        positions = torch.where(tensor.long() >= 0, positions, -1)
         self._tracer.memory.write(tensor, Shadow(label=Cells(positions.unsqueeze(-1), node=LABELS)))
 
     def _documents(self, starts: Tensor) -> None:

@@ -12,13 +12,6 @@ LARGER = {
     "blend_target": "the label picks from a row of zeros where the cache does not know the context",
 }
 
-#: Judged otherwise where the stream is not given.
-NOT_FOUND = {
-    "ngram_hashed": "what leaves torch before the stream is found is not noticed",
-    "byte_mixer": "the table of lengths, made in the watch and indexed by labels, might hold labels",
-    "warmup_restored": "deepcopy copies bytes of storages, which might hold labels",
-}
-
 
 def marked(names: Iterable[str], *tables: dict[str, str]) -> list[object]:
     """The names as parameters of a test that it must fail for where a table has them."""

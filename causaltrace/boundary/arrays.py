@@ -114,6 +114,7 @@ class Arrays:
     def tensor(self, x: Any) -> Tensor:
         """A tensor over the memory of an array, or one of its own with the same shadow."""
         if isinstance(x, Tensor):
+            self.tracer.seek(x)
             return x
         shadow = getattr(x, "shadow", None)  # a label as a number
         a = as_array(bare(x))

@@ -112,9 +112,11 @@ class Host:
         def wrapper(t: Tensor, *args: Any, **kwargs: Any) -> Any:
             # torch's own bookkeeping is not an escape; pickling always is
             if name == "__reduce_ex__":
+                tracer.seek(t)
                 outside.saved(t)
             elif internal(sys._getframe(1).f_code.co_filename):
                 return original(t, *args, **kwargs)
+            tracer.seek(t)
             if name in POINTERS:
                 outside.opened(t)
             tracer.escape(name.strip("_"), t)
@@ -126,6 +128,7 @@ class Host:
         @functools.wraps(original)
         def wrapper(t: Tensor, memo: dict[int, Any]) -> Any:
             known = id(t) in memo
+            self.tracer.seek(t)
             out = original(t, memo)
             if not known:
                 self.outside.copied(t, out)

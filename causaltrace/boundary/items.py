@@ -36,6 +36,7 @@ def indexed(arrays: Arrays, original: Any) -> Callable[..., Any]:
     def label(k: Any) -> bool:
         if not isinstance(k, Tensor) or k.ndim or k.is_floating_point() or k.dtype == torch.bool:
             return False
+        arrays.tracer.seek(k)
         try:
             shadow = arrays.memory.read(k)
         except NotImplementedError:  # inside a vmap: no storage

@@ -79,6 +79,8 @@ def _launched(tracer: Tracer, op: Op, given: dict[str, Any], fn: Callable[[], An
     op = tracer._ops.setdefault(op.full, dataclasses.replace(op, calls=0))
     op.calls += 1
     inputs = tensors(list(given.values()))
+    for t in inputs:
+        tracer.seek(t)
     known = {id(t): s for t in inputs if (s := tracer.memory.read(t)) is not None}
     for lost in op.outs:
         for t in tensors(given[lost]):

@@ -146,6 +146,7 @@ def _handed_out(arrays: Arrays, original: Any) -> Callable[..., Any]:
 
     @functools.wraps(original)
     def wrapper(t: Tensor, *args: Any, **kwargs: Any) -> Any:
+        arrays.tracer.seek(t)
         out = original(t, *args, **kwargs)
         if not isinstance(out, np.ndarray) or arrays.memory.entry(t) is None:
             return out

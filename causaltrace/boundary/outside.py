@@ -68,6 +68,8 @@ class Outside:
 
     def shared(self, what: str, storage: torch.UntypedStorage) -> None:
         """Other processes get ``storage``."""
+        if self._tracer.finder is not None:
+            self._tracer.finder.lost(what, storage)
         entry = self._memory.entries.get(id(storage))
         self._tracer.vanished(what, None if entry is None else entry.shadow)
         with self._tracer._lock, _disable_current_modes():
@@ -75,6 +77,7 @@ class Outside:
 
     def aliased(self, t: Tensor, out: Tensor) -> None:
         """``out`` has the memory of ``t``, in a storage of its own."""
+        self._tracer.seek(t)
         shadow = self._memory.read(t)
         self._tracer.vanished("a second storage over its memory", shadow)
         with self._tracer._lock, _disable_current_modes():
@@ -89,6 +92,8 @@ class Outside:
     def forked(self, what: str) -> None:
         """A copy of the process has all values."""
         tracer = self._tracer
+        if tracer.finder is not None:
+            tracer.finder.lost(what)
         with tracer._lock, _disable_current_modes():
             shadows = [entry.shadow for _, entry in self._memory.alive() if not entry.blank]
             known = [tracer.algebra.everything(tracer.ledger.depends(s, "possible")) for s in shadows]
