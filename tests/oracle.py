@@ -73,6 +73,7 @@ def tracer() -> Tracer:
     out = Tracer(notes, False, torch.device("cpu"))
     out.memory = CheckedMemory(out.algebra)
     out.ledger.memory = out.memory
+    out.memory.value = out.ledger.value
     notes.ledger = out.ledger
     return out
 

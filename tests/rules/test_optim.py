@@ -108,6 +108,7 @@ def test_clipping(foreach: bool) -> None:
 def test_lbfgs_decides_in_python() -> None:
     """Its step length is a Python number made from the gradient: an escape, and noticed as one."""
     trace = tracer()
+    trace.ledger.grow(5)
     w, x = torch.ones(2), rand(2)
     trace.memory.write(x, Shadow(support=Cells(torch.tensor([[7, 7], [9, 9]], dtype=torch.int32))))
     with trace:
