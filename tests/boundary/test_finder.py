@@ -60,7 +60,7 @@ READS: dict[str, Read] = {
     "numpy of a view": lambda t: t[:].numpy(),
     "numpy of bits": lambda t: t.view(torch.float64).numpy().view(np.int64),
     "asarray of another dtype": lambda t: np.asarray(t, dtype=np.int32),
-    "tensor": lambda t: [torch.tensor([x]) for x in t],
+    "tensor": lambda t: [int(torch.tensor([x])) for x in t],
     "numpy, detached": lambda t: t.detach().numpy(),
     "numpy of a copy": lambda t: t.clone().numpy(),
     "numpy of another dtype": lambda t: t.int().numpy(),
