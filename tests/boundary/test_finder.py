@@ -206,6 +206,18 @@ def test_what_a_module_holds_is_no_stream(copying: Callable[[nn.Module], None], 
     assert trace.report.status == "clean" and trace.report.labels == len(tokens), trace.report
 
 
+@pytest.mark.parametrize("first", [False, True])
+def test_a_buffer_that_repeats_the_labels(first: bool) -> None:
+    tokens, data = stream(), nn.Module()
+    data.register_buffer("inputs", tokens[:-1].clone())
+    with causaltrace.watch() as trace, torch.no_grad():
+        if first:
+            tokens + 1
+        F.cross_entropy(Toy()(data.inputs), tokens[1:], reduction="sum").item()
+    assert trace.report.status == "unverified"
+    assert any("a module's buffer" in note.message for note in trace.report.notes)
+
+
 Pick = Callable[[Tensor, Tensor], Tensor]
 PICKS: dict[str, Pick] = {
     "index": lambda table, labels: table[labels],
