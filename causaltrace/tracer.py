@@ -450,6 +450,8 @@ class Tracer(TorchDispatchMode):
     def host_data(self, t: Tensor, sources: list[Tensor]) -> None:
         """``t`` was made from Python or numpy data, which may hold anything that left torch before, and from
         the values of ``sources``."""
+        for source in sources:
+            self.seek(source)
         if self.ledger.watermark is None and not sources:
             return
         with self._lock, _disable_current_modes():

@@ -290,11 +290,12 @@ class Arrays:
         """Python gets an element that was read at a label: a score, unless it is written back."""
         tracer, site = self.tracer, self.tracer.site("host")
 
-        def tell(shadow: Shadow = shadow) -> None:
+        def tell(back: bool = False) -> None:
             with _disable_current_modes():
-                tracer.recorder.escaped("a number read from an array", shadow, site)
+                seen = self.memory.value(shadow) if back else shadow
+                tracer.recorder.escaped("a number read from an array", seen, site)
 
-        self._back = a, key, lambda: tell(self.memory.value(shadow))
+        self._back = a, key, lambda: tell(back=True)
         tracer.held = tell
 
     def back(self, a: np.ndarray, key: Any) -> None:

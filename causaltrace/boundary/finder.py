@@ -71,6 +71,7 @@ class Finder:
         self._gone = _Storages()
         self._forked = ""  #: by what the process was copied
         self._found: list[Tensor] = []
+        self._buffers: list[Tensor] = []  #: of modules
         self._checked: set[tuple[object, ...]] = set()
 
     def stop(self) -> None:
@@ -127,16 +128,19 @@ class Finder:
         entry = memory.entry(t)
         if entry is not None and entry.shadow or _copied_by_torch(t):
             return
-        if self._is_buffer(storage):
-            self._settled.add(storage)
-            return
         self._settled.add(storage)
+        if self._is_buffer(storage):
+            self._buffers.append(base)
+            self._compare(base, self._found)
+            return
         with torch.inference_mode(False), _disable_current_modes():
             whole = base
             if base.numel() * base.itemsize != storage.nbytes():  # labels may lie all over the memory
                 whole = torch.empty(0, dtype=base.dtype, device=base.device).set_(storage)
             self._add("labels" if not self._found else f"labels[{len(self._found)}]", whole)
         self._found.append(whole)
+        for buffer in self._buffers:
+            self._compare(buffer, [whole])
         if self._forked or storage in self._gone:
             self._note(
                 f"an integer tensor of shape {list(whole.shape)} was first used after another process had "
@@ -150,6 +154,16 @@ class Finder:
                 f"several integer tensors from outside were used (shapes {shapes}), and which ones hold "
                 "labels cannot be told",
                 "pass the token stream: watch(tokens), and slice inputs and targets from it",
+                True,
+            )
+
+    def _compare(self, buffer: Tensor, streams: list[Tensor]) -> None:
+        """Is a module's buffer a copy of the labels?"""
+        if self._repeats(buffer, streams):
+            self._note(
+                f"a module's buffer of shape {list(buffer.shape)} repeats labels but is not sliced from "
+                "them: what it carries is not followed",
+                "slice inputs and targets from one tensor: watch(tokens)",
                 True,
             )
 

@@ -59,6 +59,8 @@ READS: dict[str, Read] = {
     "asarray": np.asarray,
     "numpy of a view": lambda t: t[:].numpy(),
     "numpy of bits": lambda t: t.view(torch.float64).numpy().view(np.int64),
+    "asarray of another dtype": lambda t: np.asarray(t, dtype=np.int32),
+    "tensor": lambda t: [int(torch.tensor([x])) for x in t],
     "numpy, detached": lambda t: t.detach().numpy(),
     "numpy of a copy": lambda t: t.clone().numpy(),
     "numpy of another dtype": lambda t: t.int().numpy(),
@@ -120,6 +122,19 @@ def test_memory_that_a_view_does_not_cover() -> None:
         bonus = torch.tensor([float(ids[0])])
         F.cross_entropy(F.one_hot(tokens, VOCAB).float()[1:] + bonus, tokens[1:], reduction="sum").item()
     assert trace.report.status == "violation" and trace.report.labels == len(tokens)
+
+
+def test_counts_in_numpy_with_the_stream_found() -> None:
+    """An element that is written back is no score, and what the watch computes for itself no candidate."""
+    tokens = stream()
+    with causaltrace.watch() as trace:
+        ids, counts, total = tokens.numpy(), np.ones((VOCAB, VOCAB)), 0.0
+        for i in range(1, len(ids)):
+            row = counts[ids[i - 1]] / counts[ids[i - 1]].sum()
+            total -= np.log(row[ids[i]])
+            counts[ids[i - 1], ids[i]] += 1
+        float(total)
+    assert trace.report.status == "clean" and trace.report.labels == len(tokens), trace.report
 
 
 def test_memory_from_a_buffer_may_be_labels() -> None:
@@ -189,6 +204,18 @@ def test_what_a_module_holds_is_no_stream(copying: Callable[[nn.Module], None], 
         copying(net)
         score(net, tokens)
     assert trace.report.status == "clean" and trace.report.labels == len(tokens), trace.report
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_a_buffer_that_repeats_the_labels(first: bool) -> None:
+    tokens, data = stream(), nn.Module()
+    data.register_buffer("inputs", tokens[:-1].clone())
+    with causaltrace.watch() as trace, torch.no_grad():
+        if first:
+            tokens + 1
+        F.cross_entropy(Toy()(data.inputs), tokens[1:], reduction="sum").item()
+    assert trace.report.status == "unverified"
+    assert any("a module's buffer" in note.message for note in trace.report.notes)
 
 
 Pick = Callable[[Tensor, Tensor], Tensor]
