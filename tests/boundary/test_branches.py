@@ -1,4 +1,4 @@
-"""Loops that branch on losses: gradient scalers, schedules, early stopping. Harmless once the labels are scored."""
+"""Loops that branch on losses: gradient scalers, schedules, early stopping. Harmless once labels are scored."""
 
 from __future__ import annotations
 
