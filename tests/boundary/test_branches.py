@@ -1,4 +1,4 @@
-"""Loops that branch on losses: gradient scalers, schedules, early stopping. Harmless once labels are scored."""
+"""Loops that branch on losses: gradient scalers, schedules, early stopping. Harmless once they are scored."""
 
 from __future__ import annotations
 
