@@ -85,6 +85,9 @@ def at_labels(op: Op, bound: dict[str, Any], index: Tensor, memory: Memory) -> T
     x: Tensor = bound["self"]
     if op.name.startswith("nll_loss"):
         dim, weight = min(1, x.ndim - 1), bound.get("weight")
+        ignored = bound.get("ignore_index", -100)
+        if 0 <= ignored < x.shape[dim]:  # a class that is charged nothing
+            x = x.index_fill(dim, torch.tensor(ignored, device=x.device), 0)
         if weight is None:
             return mass.negated(read(x, dim, memory))
         weighted = x * weight.reshape(-1, *(1,) * (x.ndim - 1 - dim))

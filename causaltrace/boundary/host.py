@@ -39,6 +39,11 @@ LEAVING = (
     "untyped_storage",
     "storage",
     "__reduce_ex__",
+    "apply_",
+    "map_",
+    "map2_",
+    "q_scale",
+    "q_zero_point",
 )
 #: Those whose result is good for writing, too, and as long as the tensor lives.
 POINTERS = ("__dlpack__", "data_ptr", "untyped_storage", "storage")
@@ -119,7 +124,8 @@ class Host:
             tracer.seek(t)
             if name in POINTERS:
                 outside.opened(t)
-            tracer.escape(name.strip("_"), t)
+            for read in [t, *tensors(args)]:
+                tracer.escape(name.strip("_"), read)
             return original(t, *args, **kwargs)
 
         return wrapper
@@ -171,12 +177,17 @@ class Host:
         tracer = self.tracer
 
         def kernel(op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            hushed = only_checks(name, args, kwargs)
+            hushed, failed = only_checks(name, args, kwargs), False
             tracer.quiet += hushed
             try:
                 return decompose(op, args, kwargs)
+            except Exception:  # whoever catches it knows something about the values
+                failed = True
+                raise
             finally:
                 tracer.quiet -= hushed
+                for t in tensors((*args, *kwargs.values())) if failed else ():
+                    tracer.escape(f"an error in {name}", t)
 
         self._takes_apart(name, kernel)
 
