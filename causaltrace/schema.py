@@ -25,6 +25,8 @@ MASKED = {
     "_ctc_loss": ("target_lengths",),
     "bincount": ("self",),
 }
+#: How many random numbers they use up depends on the values: what is drawn next, too.
+DRAWING = frozenset({"poisson", "binomial", "_standard_gamma", "_sample_dirichlet"})
 #: Composites whose own code reads the values of this argument, so that no operation tells of it.
 SILENT = {"aten.tensor_split.tensor_indices_or_sections": 1}
 #: Composites that read values only to check them, once this argument says all else.
@@ -103,7 +105,7 @@ def describe(func: torch._ops.OpOverload) -> Op:
         composite=has_composite_kernel(func) and (aliased or name not in rules.TABLE or _spelling(func)),
         foreach=foreach,
         escapes=MASKED.get(name, tuple(a.name for a in schema.arguments))
-        if SHAPED.intersection(func.tags) or _tells_python(func)
+        if SHAPED.intersection(func.tags) or _tells_python(func) or name in DRAWING
         else (),
         shares=rule.kind == rules.POINT
         and not rule.source

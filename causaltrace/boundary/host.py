@@ -22,12 +22,13 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from torch.utils._python_dispatch import _disable_current_modes
 
 from causaltrace._compat import CAPTURING, SHARING, decompose
-from causaltrace.boundary import numpy
+from causaltrace.boundary import numpy, slots
 from causaltrace.boundary.arrays import arrays_in, bare
 from causaltrace.boundary.bodies import unseen
 from causaltrace.boundary.outside import Outside
 from causaltrace.boundary.threads import STARTING
 from causaltrace.places import internal
+from causaltrace.replaced import replaced
 from causaltrace.schema import CHECKING, SILENT, only_checks, tensors
 from causaltrace.tracer import Tracer
 
@@ -44,9 +45,13 @@ LEAVING = (
     "map2_",
     "q_scale",
     "q_zero_point",
+    "__repr__",
+    "__format__",
 )
 #: Those whose result is good for writing, too, and as long as the tensor lives.
-POINTERS = ("__dlpack__", "data_ptr", "untyped_storage", "storage")
+POINTERS = ("__dlpack__", "data_ptr", "untyped_storage", "storage", "apply_", "map_", "map2_")
+#: Hands out memory that another library may read and write.
+CAPSULE = torch._C._to_dlpack
 #: Functions that make tensors from Python or numpy data.
 ENTERING = ("tensor", "as_tensor", "asarray", "from_numpy")
 #: Those whose result shares its memory with something that is not torch.
@@ -63,16 +68,23 @@ class Host:
         self._undo: list[Callable[[], None]] = []
 
     def __enter__(self) -> Host:
+        known: dict[int, Any] = {}  #: what was looked up before, by any name
+        base: dict[str, Any] = {}
         for name in LEAVING:
-            self._replace(Tensor, name, self._leaving(name, getattr(Tensor, name)))
+            original = getattr(Tensor, name)
+            known[id(original)] = leaving = self._leaving(name, original)
+            self._replace(Tensor, name, leaving)
+            if name in vars(torch._C.TensorBase):
+                base[name] = leaving
         interface = self._leaving("data_ptr", vars(Tensor)["__cuda_array_interface__"].fget)
         self._replace(Tensor, "__cuda_array_interface__", property(interface))
         self._replace(Tensor, "__deepcopy__", self._copying(Tensor.__deepcopy__))
         for name in ENTERING:
-            self._replace(torch, name, self._entering(getattr(torch, name)))
+            known[id(getattr(torch, name))] = self._entering(getattr(torch, name))
         self._replace(Tensor, "new_tensor", self._entering(Tensor.new_tensor, 1))
         for name in SHARED:
-            self._replace(torch, name, self._sharing(getattr(torch, name)))
+            known[id(getattr(torch, name))] = self._sharing(getattr(torch, name))
+        known[id(CAPSULE)] = self._leaving("__dlpack__", CAPSULE)
         for name in SHARING:
             self._replace(torch.UntypedStorage, name, self._giving(name))
         for name in FORKING:
@@ -87,7 +99,11 @@ class Host:
             self._overheard(name, argument)
         for name in CHECKING:
             self._hushed(name)
-        self._undo += numpy.enter(self.tracer, self._replace)
+        self._undo += numpy.enter(self.tracer, self._replace, known)
+        base["numpy"] = Tensor.numpy
+        self._undo.append(slots.patched(torch._C.TensorBase, base))
+        seeding = self._seeding(torch.Generator.set_state)
+        self._undo.append(slots.patched(torch.Generator, {"set_state": seeding}))
         hooks = (
             register_optimizer_step_pre_hook(self.tracer.step_begins),
             register_optimizer_step_post_hook(self.tracer.step_ends),
@@ -103,10 +119,7 @@ class Host:
         self._undo.clear()
 
     def _replace(self, owner: Any, name: str, new: object) -> None:
-        own = name in vars(owner)
-        old = getattr(owner, name)
-        setattr(owner, name, new)
-        self._undo.append(lambda: setattr(owner, name, old) if own else delattr(owner, name))
+        self._undo.append(replaced(owner, name, new))
 
     # -- leaving --------------------------------------------------------------------------------------
 
@@ -139,6 +152,15 @@ class Host:
             if not known:
                 self.outside.copied(t, out)
             return out
+
+        return wrapper
+
+    def _seeding(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """A generator keeps its state outside torch."""
+
+        def wrapper(generator: torch.Generator, state: Tensor) -> Any:
+            self.tracer.escape("the state of a generator", state)
+            return original(generator, state)
 
         return wrapper
 

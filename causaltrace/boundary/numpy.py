@@ -44,17 +44,19 @@ TAKING = (
 SET = ("flat", "real", "imag")
 
 
-def enter(tracer: Tracer, replace: Replace) -> list[Callable[[], None]]:
-    """Follow numpy's arrays; returns what ends it. ``replace`` restores by itself."""
+def enter(tracer: Tracer, replace: Replace, torchs: dict[int, Any]) -> list[Callable[[], None]]:
+    """Follow numpy's arrays; returns what ends it. ``replace`` restores by itself. ``torchs``: what takes
+    the place of functions of torch's, by their ids."""
     arrays = Arrays(tracer, labelled)
-    names = untold.functions(arrays)
+    names = torchs | untold.functions(arrays)
     for name in MAKING:
         names[id(getattr(np, name))] = _making(arrays, name, getattr(np, name))
     for name in FRESH:
         names[id(getattr(np, name))] = _fresh(arrays, getattr(np, name))
+    names[id(Tensor.numpy)] = handed_out = _handed_out(arrays, Tensor.numpy)
     for owner, name, original in list(bound_to(names)):
         replace(owner, name, names[id(original)])
-    replace(Tensor, "numpy", _handed_out(arrays, Tensor.numpy))
+    replace(Tensor, "numpy", handed_out)
     replace(Tensor, "__array__", _converted(arrays, Tensor.__array__))
     for name in ("__getitem__", "__setitem__"):
         replace(Tensor, name, indexed(arrays, getattr(Tensor, name)))
