@@ -216,7 +216,7 @@ class Ledger:
             maybe = torch.maximum(maybe, hidden)
         mass = unknown(flat.device).expand(flat.numel(), -1)
         if shadow.mass is not None:
-            data = shadow.mass.data
+            data = shadow.mass.data.to(index.device)
             mass = unpack(data.expand(*dims, data.shape[-1]).reshape(-1, data.shape[-1])[index])
         after = None if post is None else self.now(lanes(post))
         members = self.algebra.lattice.members(maybe)
