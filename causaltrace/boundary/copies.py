@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.nn import Parameter
 
 from causaltrace._compat import as_numpy, data_ptr, storage_of, wrapped
@@ -42,7 +43,8 @@ NUMBERS = frozenset((int, float, *(kind for kind in np.sctypeDict.values() if is
 #: Types of bytes.
 WIDTHS = (np.uint8, np.int16, np.int32, np.int64, np.float32, np.float64)
 #: Most of what the collector tracks, and what holds no values of a program. Tuples are looked into where
-#: something else holds them: the constants of code are tuples that nothing else does.
+#: something else holds them: the constants of code are tuples that nothing else does. Of functions the
+#: defaults count; their cells, and the names of their modules and of classes, are tracked by themselves.
 HOLDS_NONE = frozenset(
     (
         tuple,
@@ -53,6 +55,8 @@ HOLDS_NONE = frozenset(
         types.GenericAlias,
         types.UnionType,
         types.FunctionType,
+        OpOverload,
+        type,
     )
 )
 
@@ -179,6 +183,7 @@ def _alive(frames: list[FrameType], lengths: Container[int]) -> tuple[list[Tenso
     kinds = list(map(type, objects))
     tensors = [t for t in _chosen(objects, kinds, TENSORS) if _readable(t)]
     level = gc.get_referents(*_chosen(objects, kinds, set(kinds) - HOLDS_NONE))
+    level += [f.__defaults__ for f in _chosen(objects, kinds, (types.FunctionType,))]
     del objects
     for frame in frames:
         level += _locals(frame).values()
@@ -200,6 +205,7 @@ def _alive(frames: list[FrameType], lengths: Container[int]) -> tuple[list[Tenso
 
 def _with_subclasses(kind: type) -> Iterator[type]:
     yield kind
+    sub: type
     for sub in kind.__subclasses__():
         yield from _with_subclasses(sub)
 

@@ -79,8 +79,8 @@ HELP: dict[str, str] = {
     ),
     "CT102": (
         "Lists, numpy arrays or bytes that repeat all watched labels were there before the watch opened. "
-        "They tell nobody who reads them, so nothing is proved about a program that could. Make them inside the "
-        "watch from the watched tokens, or delete them (`del ids`) before it opens."
+        "They tell nobody who reads them, so nothing is proved about a program that could. Make them inside "
+        "the watch from the watched tokens, or delete them (`del ids`) before it opens."
     ),
     "CT100": (
         "Nothing accuses these scores, and nothing shows that all classes together would be charged a "
