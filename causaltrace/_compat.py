@@ -21,6 +21,8 @@ storage_of = torch._C.TensorBase.untyped_storage
 data_ptr = torch.UntypedStorage.data_ptr
 #: A tensor as an array, whatever a watch does to ``Tensor.numpy``.
 as_numpy = torch.Tensor.numpy
+#: Is a tensor one of a transform's (``vmap``, ``grad``), which may be over?
+wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 
 
 def owners(storage: torch.UntypedStorage) -> int:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
+from causaltrace.boundary import copies
 from causaltrace.boundary.files import Files, Pattern
 from causaltrace.boundary.finder import Finder
 from causaltrace.boundary.host import Host
@@ -303,6 +304,8 @@ class Watch:
             _current = self
         self._run = made_now()
         try:
+            with torch.inference_mode(False), self._quiet():
+                copies.look(self._tracer, self._given, self._place, self._judge.notes.append)
             if hasattr(torch.compiler, "set_stance"):
                 self._stack.enter_context(torch.compiler.set_stance("force_eager"))
             self._stack.enter_context(self._host)

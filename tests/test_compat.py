@@ -28,6 +28,7 @@ from causaltrace._compat import (
     owners,
     siblings,
     storage_of,
+    wrapped,
 )
 from causaltrace.higher import FORMS
 from causaltrace.rules.linalg import ONE_BLOCK
@@ -196,3 +197,14 @@ def test_operators_that_call_functions_are_dispatched_in_one_place(monkeypatch: 
     operators.map_impl(body, [x], [])
     assert [name for name, _, _ in met] == [*DIFFERENTIABLE], HINT + "operators are dispatched elsewhere"
     assert met[0][1] == (met[0][1][0], body, body, (x,)) and not any(kwargs for _, _, kwargs in met)
+
+
+def test_tensors_of_transforms_can_be_told() -> None:
+    seen: list[bool] = []
+
+    def look(t: torch.Tensor) -> torch.Tensor:
+        seen.append(wrapped(t))
+        return t + 1
+
+    torch.func.vmap(look)(torch.ones(2))
+    assert seen == [True] and not wrapped(torch.ones(2)), HINT + "is_functorch_wrapped_tensor"

@@ -77,6 +77,11 @@ HELP: dict[str, str] = {
         "is a number like any other. Read rows at labels in torch or numpy, or name the scores with "
         "`trace.score(...)`; then nothing else counts."
     ),
+    "CT102": (
+        "Lists, numpy arrays or bytes that repeat all watched labels were there before the watch opened. "
+        "They tell nobody who reads them, so nothing is proved about a program that could. Make them inside "
+        "the watch from the watched tokens, or delete them (`del ids`) before it opens."
+    ),
     "CT100": (
         "Nothing accuses these scores, and nothing shows that all classes together would be charged a "
         "probability of 1 "

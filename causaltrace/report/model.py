@@ -32,6 +32,7 @@ KINDS: dict[str, str] = {
     "CT099": "memory that was read and never seen written",
     "CT100": "normalisation not shown",
     "CT101": "labels that Python got and nothing scored",
+    "CT102": "copies of the labels that are older than the watch",
 }
 
 #: The condition each finding breaks (parameter-golf issue #1017); CT003 breaks C1 and C3.

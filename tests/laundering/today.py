@@ -8,14 +8,16 @@ def _by_name(reasons: dict[str, str]) -> dict[str, str]:
 
 
 _MISSED = {
-    "a copy that was made before the watch has no labels": """
-        before.numpy_view before.numpy_copy before.python_list before.torch_copy before.float_copy
-        before.derived before.torch_copy_indexed
+    "what was computed before a watch is outside of it": """
+        before.float_copy before.derived
     """,
 }
 _DOUBTED = {
     "a copy of the process has all values that there are": """
         threads.forked
+    """,
+    "a plain copy that is older than the watch tells nobody who reads it": """
+        before.numpy_view before.numpy_copy before.python_list
     """,
 }
 
