@@ -29,6 +29,10 @@ MASKED = {
 SILENT = {"aten.tensor_split.tensor_indices_or_sections": 1}
 #: Composites that read values only to check them, once this argument says all else.
 CHECKING = {"aten.one_hot.default": (1, "num_classes")}
+#: Operations that draw as many random numbers as their values ask for: all later draws depend on these.
+DRAWING = ("poisson", "binomial", "_standard_gamma", "_sample_dirichlet")
+#: Operations that return what a quantised tensor keeps beside its elements.
+BESIDE = ("q_scale", "q_zero_point")
 #: Operations whose results are left unwritten.
 BLANK = frozenset(
     {"empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided"}
@@ -103,7 +107,7 @@ def describe(func: torch._ops.OpOverload) -> Op:
         composite=has_composite_kernel(func) and (aliased or name not in rules.TABLE or _spelling(func)),
         foreach=foreach,
         escapes=MASKED.get(name, tuple(a.name for a in schema.arguments))
-        if SHAPED.intersection(func.tags) or _tells_python(func)
+        if SHAPED.intersection(func.tags) or _tells_python(func) or name in (*DRAWING, *BESIDE)
         else (),
         shares=rule.kind == rules.POINT
         and not rule.source

@@ -12,24 +12,6 @@ _MISSED = {
         before.numpy_view before.numpy_copy before.python_list before.torch_copy before.float_copy
         before.derived before.torch_copy_indexed
     """,
-    "a constructor or method that was looked up before the watch is not replaced": """
-        before.torch_names memory.method_kept memory.base_method
-    """,
-    "a composite that reads values only to check them may raise": """
-        branches.one_hot_error
-    """,
-    "the state of a generator is no tensor": """
-        branches.sampler_draws branches.generator_state
-    """,
-    "a number that is kept beside the elements is not followed": """
-        branches.quantized_scale
-    """,
-    "torch reads the values for its own text, callback or capsule": """
-        scalars.shown files.logged memory.applied memory.dlpack_capsule
-    """,
-    "what is charged is not compared with a whole distribution": """
-        scores.ignored_class
-    """,
 }
 _DOUBTED = {
     "a copy of the process has all values that there are": """
