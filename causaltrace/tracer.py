@@ -23,14 +23,7 @@ from causaltrace.ledger import Ledger
 from causaltrace.parts import Depth, Finder, Outside
 from causaltrace.places import in_gradient_transform
 from causaltrace.places import site as place
-from causaltrace.schema import (
-    SILENT,
-    Op,
-    describe,
-    describe_higher_order,
-    only_checks,
-    tensors,
-)
+from causaltrace.schema import SILENT, Op, describe, describe_higher_order, only_checks, tensors
 from causaltrace.shadow import UNHEDGED, Entry, Memory, Shadow
 from causaltrace.site import Site
 from causaltrace.step import After, Recorder, Step
