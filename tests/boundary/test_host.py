@@ -21,7 +21,9 @@ from causaltrace._compat import TEXT, TensorBase
 from tests.small import VOCAB, Toy, nll, stream
 
 # numpy warns about torch's __array__ with or without a watch; frombuffer about read-only bytes
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation", "ignore:The given buffer")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:__array__ implementation", "ignore:The given buffer", "ignore:torch.quantize_per_tensor"
+)
 
 
 to_list = Tensor.tolist
