@@ -83,6 +83,18 @@ current_mode = _python_dispatch._get_current_dispatch_mode
 modes = _python_dispatch._get_current_dispatch_mode_stack
 without_top_mode = _python_dispatch._pop_mode_temporarily
 
+#: The class, written in C, that ``Tensor`` has its methods from.
+TensorBase = torch._C.TensorBase
+
+#: Where the text of every tensor is made.
+TEXT: tuple[ModuleType, str] = (torch._tensor_str, "_str")
+
+#: Functions that make DLPack capsules of tensors, and the one that makes tensors of them.
+CAPSULES = tuple(
+    getattr(torch._C, name) for name in ("_to_dlpack", "_to_dlpack_versioned") if hasattr(torch._C, name)
+)
+CAPSULE = torch._C._from_dlpack
+
 #: Modules that hold the environment in which bodies of higher-order operations are captured.
 CAPTURING: tuple[ModuleType, ...] = (torch._higher_order_ops.utils, flex_attention)
 

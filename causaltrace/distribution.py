@@ -81,17 +81,19 @@ def at_labels(op: Op, bound: dict[str, Any], index: Tensor, memory: Memory) -> T
     if op.rule.reads or "linear_weight" in bound:  # a loss is the logarithm of a softmax
         classes = math.nan if op.rule.reads else bound["linear_weight"].shape[0]
         lanes = mass.normalised(True, classes, index.device)
+        if not op.rule.reads and 0 <= bound.get("ignore_index", -100) < classes:
+            return mass.refused(lanes, torch.ones((), dtype=torch.bool, device=index.device))
         return mass.negated(lanes) if bound.get("weight") is None else mass.unknown(index.device)
     x: Tensor = bound["self"]
     if op.name.startswith("nll_loss"):
         dim, weight = min(1, x.ndim - 1), bound.get("weight")
+        if weight is not None:
+            x = x * weight.reshape(-1, *(1,) * (x.ndim - 1 - dim))
         ignored = bound.get("ignore_index", -100)
-        if 0 <= ignored < x.shape[dim]:  # a class that is charged nothing
-            x = x.index_fill(dim, torch.tensor(ignored, device=x.device), 0)
-        if weight is None:
-            return mass.negated(read(x, dim, memory))
-        weighted = x * weight.reshape(-1, *(1,) * (x.ndim - 1 - dim))
-        return mass.negated(read(weighted, dim, memory))
+        if 0 <= ignored < x.shape[dim]:  # a label of this class is charged nothing
+            x = x.clone()
+            x.select(dim, ignored).zero_()
+        return mass.negated(read(x, dim, memory))
     if op.name == "gather":
         dim = bound["dim"] % max(1, x.ndim)
         if x.ndim == 0:

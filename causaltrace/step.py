@@ -185,6 +185,8 @@ class Step:
         named = [t for name in self.op.escapes for t in tensors(self.bound.get(name))]
         if self.op.rule.fn is rules.index.distinct:  # one element is one
             named = [t for t in named if t.numel() > 1]
+        if self.op.name == "rrelu_with_noise" and not self.bound.get("training"):  # draws nothing
+            return []
         if "indices" in self.op.escapes:  # a mask decides how many elements there are, positions do not
             named = [t for t in named if t.dtype in (torch.bool, torch.uint8)]
         return [s for s in map(self.shadows.get, map(id, named)) if s is not None]

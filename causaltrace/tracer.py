@@ -23,14 +23,7 @@ from causaltrace.ledger import Ledger
 from causaltrace.parts import Depth, Finder, Outside
 from causaltrace.places import in_gradient_transform
 from causaltrace.places import site as place
-from causaltrace.schema import (
-    SILENT,
-    Op,
-    describe,
-    describe_higher_order,
-    only_checks,
-    tensors,
-)
+from causaltrace.schema import SILENT, Op, describe, describe_higher_order, only_checks, tensors
 from causaltrace.shadow import UNHEDGED, Entry, Memory, Shadow
 from causaltrace.site import Site
 from causaltrace.step import After, Recorder, Step
@@ -187,15 +180,8 @@ class Tracer(TorchDispatchMode):
                 finder.made(tensors(out))
             return out
         if op.composite and not any(t.is_nested for t in inputs):
-            if op.full in SILENT:
-                self.escape(op.name, args[SILENT[op.full]])
-            hushed = only_checks(op.full, args, kwargs)
-            self.quiet += hushed
-            try:
-                with self:
-                    out = decompose(func, args, kwargs)
-            finally:
-                self.quiet -= hushed
+            with self:
+                out = self.decomposed(func, args, kwargs)
             if out is not NotImplemented:
                 return out
         with self._lock:
@@ -249,10 +235,9 @@ class Tracer(TorchDispatchMode):
     ) -> Cells | None:
         """The support of an element-wise op whose operands, of one size, all have the same one, or each one
         value for all its elements: no value can change it but a scalar 0. None: the rule decides."""
-        if len(inputs) != len(args) + len(kwargs):
-            for a in (*args, *kwargs.values()):
-                if type(a) in _NUMBERS and a == 0:
-                    return None
+        numbers = (*args, *kwargs.values()) if len(inputs) != len(args) + len(kwargs) else ()
+        if any(type(a) in _NUMBERS and a == 0 for a in numbers):
+            return None
         if any(t.is_nested for t in inputs):  # no sizes
             return None
         first = inputs[0]
@@ -382,14 +367,35 @@ class Tracer(TorchDispatchMode):
             self._lock.release()
         try:
             return func(*args, **kwargs)
-        except Exception:  # whoever catches it knows something about the values
-            for t in tensors((*args, *kwargs.values())):
-                self.escape(f"an error in {op.full}", t)
+        except Exception:
+            self._failed(op.full, args, kwargs)
             raise
         finally:
             if op.foreign:
                 self._lock.acquire()
                 self._op_name, self.backward = op.full, backward
+
+    def decomposed(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A composite, as the operations that it is made of."""
+        full = str(func)
+        if full in SILENT:
+            self.escape(full.split(".")[1], args[SILENT[full]])
+        hushed = only_checks(full, args, kwargs)
+        try:
+            self.quiet += hushed
+            try:
+                return decompose(func, args, kwargs)
+            finally:
+                self.quiet -= hushed
+        except Exception:
+            if hushed:
+                self._failed(full, args, kwargs)
+            raise
+
+    def _failed(self, full: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Whoever catches the error knows something about the values."""
+        for t in tensors((*args, *kwargs.values())):
+            self.escape(f"an error in {full}", t)
 
     # -- the host -------------------------------------------------------------------------------------
 

@@ -96,6 +96,7 @@ NORMALISED: dict[str, Score] = {
     "floor": lambda a, b, y: -at(a.softmax(-1), y).clamp_min(1e-9).log(),
     "ceiling": lambda a, b, y: F.cross_entropy(a, y, reduction="none").clamp(0, 50),
     "counts": lambda a, b, y: -(at(b.abs() + 1, y) / (b.abs() + 1).sum(-1)).log(),
+    "ignored, but no class": lambda a, b, y: F.cross_entropy(a, y, reduction="none", ignore_index=-1),
     "doubles": lambda a, b, y: F.cross_entropy(a, y, reduction="none").double(),
     "a buffer": lambda a, b, y: torch.zeros(len(y)).copy_(lse(a) - at(a, y)).view(-1, 1)[:, 0].clone(),
 }
@@ -205,6 +206,18 @@ def test_unnormalised_scores_are_found(name: str) -> None:
     assert found == {t + 1 for t in range(len(mass)) if abs(mass[t] - 1) > 1e-4}, trace.report
     assert trace.report.status == "violation" and trace.report.conditions["C2"] == "fail"
     assert {f.kind for f in trace.report.violations if f.kind in ("CT004", "CT005")} == {"CT005"}
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+@pytest.mark.parametrize("weight", [None, torch.linspace(0.999, 1, VOCAB)])
+def test_a_class_that_is_charged_nothing_is_missing_elsewhere(reduction: str, weight: Tensor | None) -> None:
+    def score(a: Tensor, b: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(a, y, weight, reduction=reduction, ignore_index=3)
+
+    trace = judged(score)
+    charged = {t for t, label in enumerate(stream(24).tolist()) if t and label != 3}
+    assert targets(trace, "CT005") == charged, trace.report
+    assert trace.report.status == "violation" and trace.report.conditions["C2"] == "fail"
 
 
 @pytest.mark.parametrize("name", NOT_SHOWN)

@@ -14,8 +14,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from causaltrace import higher
 from causaltrace._compat import (
+    CAPSULE,
+    CAPSULES,
     CAPTURING,
     DTYPES,
+    TEXT,
     CustomOp,
     Operator,
     current_node,
@@ -166,6 +169,17 @@ def test_a_small_cholesky_that_fails_keeps_the_columns_before() -> None:
                 whole, half = (torch.linalg.cholesky_ex(x, upper=upper).L for x in (a, broken))
                 same = (whole == half)[:at] if upper else (whole == half)[:, :at]
                 assert bool(same.all()), HINT + "a failed factorisation leaves other columns undone"
+
+
+def test_all_text_of_tensors_is_made_in_one_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(*TEXT, lambda t, **_: "text")
+    t = torch.ones(2)
+    assert str(t) == repr(t) == f"{t}" == "text" and "text" in repr(torch.nn.Parameter(t))
+
+
+def test_capsules_are_made_of_tensors() -> None:
+    assert all(CAPSULE(make(torch.ones(2))).sum() == 2 for make in CAPSULES)
+    assert torch.to_dlpack in CAPSULES and torch.utils.dlpack.to_dlpack in CAPSULES
 
 
 def test_types_have_short_names() -> None:

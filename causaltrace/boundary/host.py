@@ -2,7 +2,8 @@
 
 Scalar reads (``item``, ``bool``, ``float``) and value-made shapes are operations and seen by the tracer.
 The rest never reaches the dispatcher: for the duration of a watch the methods of ``torch.Tensor`` that
-hand out memory or values, and the functions that make tensors from host data, tell the watch first.
+hand out memory or values, and the functions that make tensors from host data, tell the watch first. They are
+replaced under every name that a module has for them.
 """
 
 from __future__ import annotations
@@ -17,11 +18,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch._ops import OpOverload
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils._python_dispatch import _disable_current_modes
 
-from causaltrace._compat import CAPTURING, SHARING, decompose
+from causaltrace._compat import CAPSULE, CAPSULES, CAPTURING, SHARING, TEXT, TensorBase
 from causaltrace.boundary import numpy, slots
 from causaltrace.boundary.arrays import arrays_in, bare
 from causaltrace.boundary.bodies import unseen
@@ -29,7 +29,7 @@ from causaltrace.boundary.outside import Outside
 from causaltrace.boundary.threads import STARTING
 from causaltrace.places import internal
 from causaltrace.replaced import replaced
-from causaltrace.schema import CHECKING, SILENT, only_checks, tensors
+from causaltrace.schema import CHECKING, SILENT, tensors
 from causaltrace.tracer import Tracer
 
 #: Methods that hand a tensor's values or memory to something that is not torch.
@@ -39,23 +39,19 @@ LEAVING = (
     "data_ptr",
     "untyped_storage",
     "storage",
-    "__reduce_ex__",
     "apply_",
     "map_",
     "map2_",
-    "q_scale",
-    "q_zero_point",
-    "__repr__",
-    "__format__",
+    "__reduce_ex__",
 )
 #: Those whose result is good for writing, too, and as long as the tensor lives.
 POINTERS = ("__dlpack__", "data_ptr", "untyped_storage", "storage", "apply_", "map_", "map2_")
-#: Hands out memory that another library may read and write.
-CAPSULE = torch._C._to_dlpack
 #: Functions that make tensors from Python or numpy data.
 ENTERING = ("tensor", "as_tensor", "asarray", "from_numpy")
 #: Those whose result shares its memory with something that is not torch.
 SHARED = ("frombuffer", "from_dlpack", "from_file")
+#: Methods of generators that take a state as a tensor.
+STATES = ("set_state", "__setstate__")
 #: Ways to copy this process.
 FORKING = ("fork", "forkpty")
 
@@ -66,44 +62,38 @@ class Host:
     def __init__(self, tracer: Tracer, outside: Outside) -> None:
         self.tracer, self.outside = tracer, outside
         self._undo: list[Callable[[], None]] = []
+        self._names: dict[int, Callable[..., Any]] = {}  #: what takes the place of functions, by their ids
 
     def __enter__(self) -> Host:
-        known: dict[int, Any] = {}  #: what was looked up before, by any name
-        base: dict[str, Any] = {}
         for name in LEAVING:
-            original = getattr(Tensor, name)
-            known[id(original)] = leaving = self._leaving(name, original)
-            self._replace(Tensor, name, leaving)
-            if name in vars(torch._C.TensorBase):
-                base[name] = leaving
+            self._replace(Tensor, name, self._leaving(name, getattr(Tensor, name)))
         interface = self._leaving("data_ptr", vars(Tensor)["__cuda_array_interface__"].fget)
         self._replace(Tensor, "__cuda_array_interface__", property(interface))
         self._replace(Tensor, "__deepcopy__", self._copying(Tensor.__deepcopy__))
+        self._replace(*TEXT, self._shown(getattr(*TEXT)))
         for name in ENTERING:
-            known[id(getattr(torch, name))] = self._entering(getattr(torch, name))
+            self._rename(getattr(torch, name), self._entering)
         self._replace(Tensor, "new_tensor", self._entering(Tensor.new_tensor, 1))
         for name in SHARED:
-            known[id(getattr(torch, name))] = self._sharing(getattr(torch, name))
-        known[id(CAPSULE)] = self._leaving("__dlpack__", CAPSULE)
+            self._rename(getattr(torch, name), self._sharing)
+        for function in CAPSULES:
+            self._rename(function, functools.partial(self._leaving, "__dlpack__"))
+        self._rename(CAPSULE, self._adopting)
+        states = {name: self._seeding(name, vars(torch.Generator)[name]) for name in STATES}
+        self._undo.append(slots.patched(torch.Generator, states))
         for name in SHARING:
             self._replace(torch.UntypedStorage, name, self._giving(name))
         for name in FORKING:
             if hasattr(os, name):
-                self._replace(os, name, self._forking(name))
+                self._rename(getattr(os, name), self._forking)
         for owner, name, starting in STARTING:
             self._replace(owner, name, starting(self.tracer, getattr(owner, name)))
         for module in CAPTURING:
             environment = module.setup_compilation_env
             self._replace(module, "setup_compilation_env", unseen(self.tracer, self, environment))
-        for name, argument in SILENT.items():
-            self._overheard(name, argument)
-        for name in CHECKING:
-            self._hushed(name)
-        self._undo += numpy.enter(self.tracer, self._replace, known)
-        base["numpy"] = Tensor.numpy
-        self._undo.append(slots.patched(torch._C.TensorBase, base))
-        seeding = self._seeding(torch.Generator.set_state)
-        self._undo.append(slots.patched(torch.Generator, {"set_state": seeding}))
+        for name in (*SILENT, *CHECKING):
+            self._takes_apart(name)
+        self._undo += numpy.enter(self.tracer, self._replace, self._names)
         hooks = (
             register_optimizer_step_pre_hook(self.tracer.step_begins),
             register_optimizer_step_post_hook(self.tracer.step_ends),
@@ -117,8 +107,17 @@ class Host:
         for undo in reversed(self._undo):
             undo()
         self._undo.clear()
+        self._names.clear()
 
-    def _replace(self, owner: Any, name: str, new: object) -> None:
+    def _rename(self, original: Callable[..., Any], wrap: Callable[..., Callable[..., Any]]) -> None:
+        self._names[id(original)] = wrap(original)
+
+    def _replace(self, owner: Any, name: str, new: Any) -> None:
+        if owner is Tensor:
+            self._names[id(getattr(owner, name))] = new
+            if name not in vars(owner) and not name.startswith("__"):
+                self._undo.append(slots.patched(TensorBase, {name: new}))
+                return
         self._undo.append(replaced(owner, name, new))
 
     # -- leaving --------------------------------------------------------------------------------------
@@ -137,11 +136,34 @@ class Host:
             tracer.seek(t)
             if name in POINTERS:
                 outside.opened(t)
-            for read in [t, *tensors(args)]:
-                tracer.escape(name.strip("_"), read)
+            for source in tensors((t, *args)):
+                tracer.escape(name.strip("_"), source)
             return original(t, *args, **kwargs)
 
         return wrapper
+
+    def _shown(self, original: Callable[..., str]) -> Callable[..., str]:
+        """The text of a tensor, whoever asks for it: torch's own messages hold it, too."""
+        tracer = self.tracer
+
+        @functools.wraps(original)
+        def wrapper(t: Tensor, *args: Any, **kwargs: Any) -> str:
+            if t.layout is torch.strided and not t.is_meta:
+                tracer.escape("repr", t)
+            return original(t, *args, **kwargs)
+
+        return wrapper
+
+    def _seeding(self, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        tracer = self.tracer
+
+        @functools.wraps(original)
+        def method(generator: torch.Generator, *args: Any, **kwargs: Any) -> Any:
+            for t in tensors((*args, *kwargs.values())):
+                tracer.escape(f"Generator.{name}", t)
+            return original(generator, *args, **kwargs)
+
+        return method
 
     def _copying(self, original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
@@ -155,15 +177,6 @@ class Host:
 
         return wrapper
 
-    def _seeding(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        """A generator keeps its state outside torch."""
-
-        def wrapper(generator: torch.Generator, state: Tensor) -> Any:
-            self.tracer.escape("the state of a generator", state)
-            return original(generator, state)
-
-        return wrapper
-
     def _giving(self, name: str) -> Callable[..., Any]:
         original = getattr(torch.UntypedStorage, name)
 
@@ -174,53 +187,23 @@ class Host:
 
         return wrapper
 
-    def _forking(self, name: str) -> Callable[..., Any]:
-        original = getattr(os, name)
-
+    def _forking(self, original: Callable[[], Any]) -> Callable[[], Any]:
         @functools.wraps(original)
         def wrapper() -> Any:
-            self.outside.forked(f"os.{name}")
+            self.outside.forked(f"os.{original.__name__}")
             return original()
 
         return wrapper
 
-    def _overheard(self, name: str, argument: int) -> None:
-        """A composite that reads an argument without an operation: tell of it there."""
-        tracer, packet = self.tracer, name.split(".")[1]
-
-        def kernel(op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            tracer.escape(packet, args[argument])
-            return decompose(op, args, kwargs)
-
-        self._takes_apart(name, kernel)
-
-    def _hushed(self, name: str) -> None:
-        """A composite that reads values only to check them, whichever name it was imported by."""
-        tracer = self.tracer
-
-        def kernel(op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            hushed, failed = only_checks(name, args, kwargs), False
-            tracer.quiet += hushed
-            try:
-                return decompose(op, args, kwargs)
-            except Exception:  # whoever catches it knows something about the values
-                failed = True
-                raise
-            finally:
-                tracer.quiet -= hushed
-                for t in tensors((*args, *kwargs.values())) if failed else ():
-                    tracer.escape(f"an error in {name}", t)
-
-        self._takes_apart(name, kernel)
-
-    def _takes_apart(self, name: str, kernel: Callable[..., Any]) -> None:
-        """Autograd takes composites apart before the tracer can see them: ``kernel`` does it instead."""
+    def _takes_apart(self, name: str) -> None:
+        """Autograd takes composites apart before the tracer can see them: it does so itself, whichever name
+        they were imported by."""
         _, packet, overload = name.split(".")
         op = getattr(getattr(torch.ops.aten, packet), overload)
-        library = torch.library.Library("aten", "IMPL")
+        tracer, library = self.tracer, torch.library.Library("aten", "IMPL")
         spelt = packet if overload == "default" else f"{packet}.{overload}"
         for key in ("AutogradCPU", "AutogradCUDA"):
-            library.impl(spelt, lambda *args, **kwargs: kernel(op, args, kwargs), key)
+            library.impl(spelt, lambda *args, **kwargs: tracer.decomposed(op, args, kwargs), key)
         self._undo.append(library._destroy)
 
     # -- entering -------------------------------------------------------------------------------------
@@ -249,6 +232,18 @@ class Host:
             data = args[place] if place < len(args) else kwargs.get("data", kwargs.get("obj"))
             if not isinstance(data, Tensor):
                 self.arrays_in(out, data)
+            return out
+
+        return wrapper
+
+    def _adopting(self, original: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        sharing = self._sharing(original)
+
+        @functools.wraps(original)
+        def wrapper(capsule: Any) -> Tensor:
+            if internal(sys._getframe(1).f_code.co_filename):
+                return original(capsule)
+            out: Tensor = sharing(capsule)
             return out
 
         return wrapper

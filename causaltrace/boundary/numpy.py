@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from causaltrace._compat import storage_of
 from causaltrace.boundary import hidden, indexing, slots, untold
 from causaltrace.boundary.arrays import Arrays, arrays_in, as_array, bare
 from causaltrace.boundary.items import indexed
@@ -44,23 +45,22 @@ TAKING = (
 SET = ("flat", "real", "imag")
 
 
-def enter(tracer: Tracer, replace: Replace, torchs: dict[int, Any]) -> list[Callable[[], None]]:
-    """Follow numpy's arrays; returns what ends it. ``replace`` restores by itself. ``torchs``: what takes
-    the place of functions of torch's, by their ids."""
+def enter(tracer: Tracer, replace: Replace, names: dict[int, Any]) -> list[Callable[[], None]]:
+    """Follow numpy's arrays; returns what ends it. ``replace`` restores by itself; ``names``: what takes the
+    place of functions of modules, by their ids."""
     arrays = Arrays(tracer, labelled)
-    names = torchs | untold.functions(arrays)
+    names.update(untold.functions(arrays))
     for name in MAKING:
         names[id(getattr(np, name))] = _making(arrays, name, getattr(np, name))
     for name in FRESH:
         names[id(getattr(np, name))] = _fresh(arrays, getattr(np, name))
-    names[id(Tensor.numpy)] = handed_out = _handed_out(arrays, Tensor.numpy)
-    for owner, name, original in list(bound_to(names)):
-        replace(owner, name, names[id(original)])
-    replace(Tensor, "numpy", handed_out)
+    replace(Tensor, "numpy", _handed_out(arrays, Tensor.numpy))
     replace(Tensor, "__array__", _converted(arrays, Tensor.__array__))
     for name in ("__getitem__", "__setitem__"):
         replace(Tensor, name, indexed(arrays, getattr(Tensor, name)))
     slots.no_sequence(Tensor)
+    for owner, name, original in list(bound_to(names)):
+        replace(owner, name, names[id(original)])
     undo = slots.patched(np.ndarray, _items(arrays) | {name: _taking(arrays, name) for name in TAKING})
     undo_set = slots.patched(np.ndarray, {name: _set(arrays, name) for name in SET})
 
@@ -180,7 +180,7 @@ def _converted(arrays: Arrays, original: Any) -> Callable[..., Any]:
 
 
 def _same_memory(t: Tensor, a: np.ndarray) -> bool:
-    storage = torch._C.TensorBase.untyped_storage(t)
+    storage = storage_of(t)
     start = torch.UntypedStorage.data_ptr(storage)
     return bool(start <= a.__array_interface__["data"][0] < start + storage.nbytes())
 

@@ -12,14 +12,21 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, tensor
 from torch.nn.functional import one_hot
+from torch.utils.dlpack import from_dlpack, to_dlpack
 
 import causaltrace
+from causaltrace._compat import TEXT, TensorBase
 from tests.small import VOCAB, Toy, nll, stream
 
 # numpy warns about torch's __array__ with or without a watch; frombuffer about read-only bytes
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation", "ignore:The given buffer")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:__array__ implementation", "ignore:The given buffer", "ignore:torch.quantize_per_tensor"
+)
+
+
+to_list = Tensor.tolist
 
 
 @torch.library.custom_op("causaltrace_tests::largest", mutates_args=())
@@ -38,6 +45,46 @@ def refused(t: Tensor) -> float:
     try:
         torch.ops.causaltrace_tests.refuses(t)
     except ValueError:
+        return 1.0
+    return 0.0
+
+
+def applied(t: Tensor) -> float:
+    seen: list[float] = []
+    t.clone().apply_(lambda value: seen.append(value) or value)
+    return seen[0]
+
+
+def mapped(t: Tensor) -> float:
+    seen: list[float] = []
+    torch.zeros_like(t).map_(t, lambda old, value: seen.append(value) or old)
+    return seen[0]
+
+
+def quantized(t: Tensor) -> float:
+    scale = t.abs().sum() + 0.1
+    return torch.quantize_per_tensor(torch.ones(3), scale, torch.tensor(0), torch.quint8).q_scale()
+
+
+def seeded(t: Tensor) -> float:
+    generator = torch.Generator()
+    state = generator.get_state()
+    state[24 + 8 * 397] = t.abs().sum() * 10
+    generator.set_state(state)
+    return float(torch.rand((), generator=generator)) - 0.5
+
+
+def drawn_after(draw: Callable[[], object]) -> float:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        draw()
+        return float(torch.rand(())) - 0.5
+
+
+def checked(t: Tensor) -> float:
+    try:
+        one_hot((t.sum() * 10).long().abs()[None], 2)
+    except RuntimeError:
         return 1.0
     return 0.0
 
@@ -71,6 +118,20 @@ WAYS: dict[str, Callable[[Tensor], float]] = {
     "deepcopy": lambda t: copy.deepcopy(t).sum().item(),
     "custom op": lambda t: torch.ops.causaltrace_tests.largest(t),
     "an error in a custom op": refused,
+    "str": lambda t: float(len(str(t))),
+    "format of many": lambda t: float(len(f"{t}")),
+    "text of a parameter": lambda t: float(len(repr(torch.nn.Parameter(t, requires_grad=False)))),
+    "apply_": applied,
+    "map_": mapped,
+    "to_dlpack": lambda t: float(from_dlpack(to_dlpack(t)).sum()),
+    "to_dlpack of torch": lambda t: float(torch.from_dlpack(torch.to_dlpack(t)).sum()),
+    "a quantised scale": quantized,
+    "the state of a generator": seeded,
+    "draws of poisson": lambda t: drawn_after(lambda: torch.poisson(t.abs() * 9)),
+    "draws of rrelu": lambda t: drawn_after(lambda: F.rrelu(t, training=True)),
+    "a failed check": checked,
+    "a method kept from before": lambda t: float(to_list(t.flatten())[0]),
+    "a method of the base class": lambda t: float(TensorBase.tolist(t.flatten())[0]),
     "one_hot classes": lambda t: float(F.one_hot(t.long().abs().flatten() % 5).shape[-1]),
 }
 
@@ -120,6 +181,7 @@ def test_scored_label_through_python_is_legal(way: str) -> None:
     [
         lambda x: torch.tensor([float(x[0]), float(x[1])]),
         lambda x: torch.tensor([x[0], x[1]]),
+        lambda x: tensor([x[0], x[1]]),
         lambda x: torch.as_tensor(x.tolist()),
         lambda x: torch.from_numpy(x.numpy()),
         lambda x: torch.from_numpy(x.numpy().copy()),
@@ -178,6 +240,33 @@ def test_methods_are_put_back() -> None:
     assert all(getattr(Tensor, name) is method for name, method in before.items())
     assert "tolist" not in vars(Tensor)
     assert (torch.tensor, torch.from_numpy) == functions
+
+
+def test_whatever_holds_a_function_gets_it_back() -> None:
+    def held() -> dict[str, object]:
+        kinds = {
+            f"{kind.__name__}.{k}": v for kind in (TensorBase, torch.Generator) for k, v in vars(kind).items()
+        }
+        names = {k: globals()[k] for k in ("tensor", "to_dlpack", "from_dlpack", "to_list")}
+        return kinds | names | {"text": getattr(*TEXT)}
+
+    before, flags = held(), TensorBase.__flags__
+    with causaltrace.watch(stream()):
+        changed = {name for name, value in held().items() if value is not before[name]}
+    after = held()
+    assert after.keys() == before.keys() and all(after[name] is value for name, value in before.items())
+    assert TensorBase.__flags__ == flags
+    assert {"tensor", "to_dlpack", "to_list", "text", "Generator.set_state", "TensorBase.tolist"} <= changed
+
+
+def test_text_and_states_without_labels_tell_nothing() -> None:
+    tokens, model = stream(), Toy()
+    with causaltrace.watch(tokens) as trace, torch.no_grad():
+        assert "1." in str(torch.ones(3)) and repr(model.embedding)
+        torch.set_rng_state(torch.get_rng_state())
+        F.rrelu(model(tokens[:-1]))
+        nll(model, tokens, 0, len(tokens) - 1).sum()
+    assert trace.ok and not trace.report.escapes, trace.report
 
 
 def test_values_are_untouched() -> None:
