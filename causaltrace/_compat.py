@@ -89,6 +89,9 @@ TensorBase = torch._C.TensorBase
 #: Where the text of every tensor is made.
 TEXT: tuple[ModuleType, str] = (torch._tensor_str, "_str")
 
+#: Is it a wrapper of a transformation (``torch.func``), which has no memory of its own?
+is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+
 #: Functions that make DLPack capsules of tensors, and the one that makes tensors of them.
 CAPSULES = tuple(
     getattr(torch._C, name) for name in ("_to_dlpack", "_to_dlpack_versioned") if hasattr(torch._C, name)

@@ -28,6 +28,7 @@ from causaltrace._compat import (
     has_own_kernel,
     held_by,
     is_fake,
+    is_wrapped,
     owners,
     siblings,
     storage_of,
@@ -175,6 +176,12 @@ def test_all_text_of_tensors_is_made_in_one_place(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(*TEXT, lambda t, **_: "text")
     t = torch.ones(2)
     assert str(t) == repr(t) == f"{t}" == "text" and "text" in repr(torch.nn.Parameter(t))
+
+
+def test_wrappers_of_transformations_are_told() -> None:
+    seen: list[bool] = []
+    torch.vmap(lambda t: (seen.append(is_wrapped(t)), t)[1])(torch.ones(2))
+    assert seen == [True] and not is_wrapped(torch.ones(2))
 
 
 def test_capsules_are_made_of_tensors() -> None:

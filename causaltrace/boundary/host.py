@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils._python_dispatch import _disable_current_modes
 
-from causaltrace._compat import CAPSULE, CAPSULES, CAPTURING, SHARING, TEXT, TensorBase
+from causaltrace._compat import CAPSULE, CAPSULES, CAPTURING, SHARING, TEXT, TensorBase, is_wrapped
 from causaltrace.boundary import numpy, slots
 from causaltrace.boundary.arrays import arrays_in, bare
 from causaltrace.boundary.bodies import unseen
@@ -143,12 +143,13 @@ class Host:
         return wrapper
 
     def _shown(self, original: Callable[..., str]) -> Callable[..., str]:
-        """The text of a tensor, whoever asks for it: torch's own messages hold it, too."""
+        """The text of a tensor, whoever asks for it: torch's own messages hold it, too.
+        That of a wrapper holds that of what it wraps."""
         tracer = self.tracer
 
         @functools.wraps(original)
         def wrapper(t: Tensor, *args: Any, **kwargs: Any) -> str:
-            if t.layout is torch.strided and not t.is_meta:
+            if t.layout is torch.strided and not t.is_meta and not is_wrapped(t):
                 tracer.escape("repr", t)
             return original(t, *args, **kwargs)
 

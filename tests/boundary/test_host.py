@@ -61,6 +61,19 @@ def mapped(t: Tensor) -> float:
     return seen[0]
 
 
+def said(run: Callable[[Callable[[Tensor], Tensor]], object]) -> float:
+    """How much text a function makes of what it meets."""
+    texts: list[str] = []
+
+    def say(t: Tensor) -> Tensor:
+        texts.append(str(t))
+        return t * 2
+
+    with torch.inference_mode(False), torch.enable_grad():
+        run(say)
+    return float(len(texts[0]))
+
+
 def quantized(t: Tensor) -> float:
     scale = t.abs().sum() + 0.1
     return torch.quantize_per_tensor(torch.ones(3), scale, torch.tensor(0), torch.quint8).q_scale()
@@ -120,6 +133,8 @@ WAYS: dict[str, Callable[[Tensor], float]] = {
     "an error in a custom op": refused,
     "str": lambda t: float(len(str(t))),
     "format of many": lambda t: float(len(f"{t}")),
+    "text inside vmap": lambda t: said(lambda say: torch.vmap(lambda v: say(v))(t)),
+    "text inside grad": lambda t: said(lambda say: torch.func.grad(lambda v: say(v).sum())(t.clone())),
     "text of a parameter": lambda t: float(len(repr(torch.nn.Parameter(t, requires_grad=False)))),
     "apply_": applied,
     "map_": mapped,
