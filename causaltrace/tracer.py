@@ -98,10 +98,9 @@ class Tracer(TorchDispatchMode):
         phase = phase or self.phase
         if phase != "update":
             return place(self._op_name, phase)
-        known = self._step_sites.get(self._op_name)
-        if known is None:
-            known = self._step_sites[self._op_name] = place(self._op_name, phase)
-        return known
+        if self._op_name not in self._step_sites:
+            self._step_sites[self._op_name] = place(self._op_name, phase)
+        return self._step_sites[self._op_name]
 
     def represented(
         self, bound: dict[str, Any], orders: Collection[int]
@@ -126,13 +125,9 @@ class Tracer(TorchDispatchMode):
 
     def _held(self, optimizer: torch.optim.Optimizer) -> list[Cells]:
         """The supports that the parameters of an optimizer have."""
-        held: dict[int, Cells] = {}
-        for group in optimizer.param_groups:
-            for t in group["params"]:
-                shadow = self.memory.read(t)
-                if shadow is not None and shadow.support is not None:
-                    held[id(shadow.support)] = shadow.support
-        return list(held.values())
+        params = [t for group in optimizer.param_groups for t in group["params"]]
+        supports = [s.support for s in map(self.memory.read, params) if s is not None]
+        return list({id(cells): cells for cells in supports if cells is not None}.values())
 
     # -- one operation --------------------------------------------------------------------------------
 
@@ -353,9 +348,8 @@ class Tracer(TorchDispatchMode):
                 outside.unwritten(out)
             return out
         out = func(*args, **kwargs)
-        if name == "lift_fresh":
-            if not self.memory.known(out):
-                self.host_data(out, [])
+        if name == "lift_fresh" and not self.memory.known(out):
+            self.host_data(out, [])
         elif name == "set" and len(args) > 1 and outside is not None:
             outside.adopted(out)
         return out
