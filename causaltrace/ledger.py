@@ -202,7 +202,7 @@ class Ledger:
             width = self.algebra.lattice.width
             if cells is None:
                 return torch.full((flat.numel(), width), -1, dtype=torch.int32, device=flat.device)
-            return cells.data.expand(*dims, width).reshape(-1, width)[index]
+            return cells.data.to(index.device).expand(*dims, width).reshape(-1, width)[index]
 
         now = self.now(lanes(support))
         maybe = self.now(lanes(possible), bound=True)
