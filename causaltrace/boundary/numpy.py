@@ -156,7 +156,6 @@ def _handed_out(arrays: Arrays, original: Any) -> Callable[..., Any]:
             arrays.tracer.escape("__array__", t)
         if out.size and not arrays.known(bare(out)):
             plain = bare(out)
-            arrays.here(t)
             if np.may_share_memory(plain, plain) and _same_memory(t, plain):
                 arrays.share(plain)
             else:  # a copy, of another dtype
