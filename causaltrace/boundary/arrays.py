@@ -215,19 +215,12 @@ class Arrays:
             seen: dict[int, Tensor] = {}
             bound = {key: self._mirrored(value, seen) for key, value in bound.items()}
             inputs = tensors(tuple(bound.values()))
-            shadows = {id(t): s for t in inputs if (s := self._here(self.memory.read(t))) is not None}
+            shadows = {id(t): s for t in inputs if (s := self.memory.read(t)) is not None}
             if not shadows:
                 return None
             op = self.op(full, name, rule, escapes)
             outs = [self._made(r) for r in results]
             return self.tracer.called(op, bound, outs, shadows, early)
-
-    def _here(self, shadow: Shadow | None) -> Shadow | None:
-        """On the host, where arrays are: of a copy from another device it is still there."""
-        if shadow is None or all(c is None or c.data.device.type == "cpu" for c in shadow[:8]):
-            return shadow
-        move = self.tracer.algebra.move
-        return shadow.planes(lambda cells: move(cells, lambda data: data.cpu()))
 
     def _mirrored(self, value: Any, seen: dict[int, Tensor]) -> Any:
         if isinstance(value, np.ndarray) or hasattr(value, "shadow"):

@@ -28,7 +28,7 @@ def land(
     parents = [c for c in (base, new) if c is not None]
     if not parents or new is None and not overwrite:
         return base
-    ids = places.reshape(-1)
+    ids = places.reshape(-1).to(parents[0].data.device)
     total = torch.Size(shape).numel()
 
     def fn(*data: Tensor) -> Tensor:
@@ -42,7 +42,7 @@ def land(
             if overwrite:
                 flat[ids] = op.lattice.lattice.bottom
         if new is not None:
-            put = data[-1].expand(*value_shape, width).reshape(-1, width)
+            put = data[-1].to(flat.device).expand(*value_shape, width).reshape(-1, width)
             flat.scatter_reduce_(0, ids.unsqueeze(-1).expand(-1, width), put, "amax")
         return flat.view(*shape, width)
 
