@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from causaltrace._compat import data_ptr, storage_of
+from causaltrace._compat import data_ptr, is_fake, storage_of
 from causaltrace.geometry import Geometry, assign, covers, natural, nested, view_of
 from causaltrace.lattice.cells import Algebra, Cells
 from causaltrace.order import Order, seen_through
@@ -318,6 +318,8 @@ class Memory:
         entry = self.entry(t)
         if t.numel() == 0 or entry is None and shadow is None:
             return
+        if shadow is not None and t.is_cuda and not is_fake(t):
+            shadow = self._beside(shadow, t.device)
         view = self._geometry(t)
         if view is None:
             assert entry is not None
@@ -348,6 +350,13 @@ class Memory:
             entry.blank = False
             merged = None if merged is None or merged.support is None else merged._replace(possible=None)
         self._insert(key, storage, base, merged)
+
+    def _beside(self, shadow: Shadow, device: torch.device) -> Shadow:
+        """On the device of its tensor: what was copied from the host is still there."""
+        if all(c is None or c.data.device == device for c in shadow[:8]):
+            return shadow
+        moved = shadow.planes(lambda cells: self._algebra.move(cells, lambda data: data.to(device)))
+        return moved or shadow
 
     def blur(self, entry: Entry, shadow: Shadow | None) -> None:
         """A write to some place in memory: all of it may hold the new value, or still the old one."""
