@@ -49,6 +49,8 @@ def _read(arrays: Arrays, a: np.ndarray, key: Any, number: Numbered) -> Any:
             arrays.touch("an element read from an array", arrays.read(plain))
             return out
         return number(arrays, out, arrays.read(plain[where]))
+    if plain.size:  # known by its address, should the element be written back
+        arrays.share(plain)
     x, indices = advanced(arrays, plain, key)
     after = arrays.follow(
         "numpy.getitem", "index", {"self": x, "indices": indices}, [out], escapes=("indices",)

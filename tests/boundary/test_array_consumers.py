@@ -236,3 +236,34 @@ def test_the_values_are_those_without_a_watch(name: str) -> None:
     if name not in ("choice", "permut", "poisson", "shuffle", "multin"):
         assert float(here) == float(there)
         assert type(here) is type(there)
+
+
+def one_by_one(table: Any, x: Any, y: Any) -> None:
+    for a, b in zip(range(len(x)), range(len(y)), strict=True):
+        table[x[a], y[b]] += 1
+
+
+def together(table: Any, x: Any, y: Any) -> None:
+    table[x, y] += 1
+
+
+def at(table: Any, x: Any, y: Any) -> None:
+    np.add.at(table, (x, y), 1)
+
+
+@pytest.mark.parametrize("first", [False, True], ids=["score first", "count first"])
+@pytest.mark.parametrize("update", [one_by_one, together, at], ids=lambda f: f.__name__)
+def test_counts_in_a_table_from_before_the_watch(update: Callable[..., None], first: bool) -> None:
+    table = np.ones((7, 7))
+    with causaltrace.watch(TOKENS) as trace:
+        labels, total = TOKENS.numpy(), 0.0
+        for t in range(0, 12, 3):
+            x, y = labels[t : t + 3], labels[t + 1 : t + 4]
+            if first:
+                update(table, x, y)
+            p = torch.from_numpy(table[x] / table[x].sum(1, keepdims=True))
+            p = 0.5 * p + 0.5 * WEIGHTS[TOKENS[t : t + 3]].softmax(-1)
+            total += -p.gather(1, TOKENS[t + 1 : t + 4, None]).log().sum().item()
+            if not first:
+                update(table, x, y)
+    assert trace.report.status == ("violation" if first else "clean"), trace.report
