@@ -12,3 +12,10 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def copies_where_they_matter(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A watch looks once at all that lives; in a process of thousands of tests that is most of their time."""
+    if request.path.name not in ("test_copies.py", "test_laundering.py", "test_demo.py", "test_examples.py"):
+        monkeypatch.setattr("causaltrace.boundary.copies.look", lambda *_: None)
