@@ -21,8 +21,6 @@ storage_of = torch._C.TensorBase.untyped_storage
 data_ptr = torch.UntypedStorage.data_ptr
 #: A tensor as an array, whatever a watch does to ``Tensor.numpy``.
 as_numpy = torch.Tensor.numpy
-#: Is a tensor one of a transform's (``vmap``, ``grad``), which may be over?
-wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 
 
 def owners(storage: torch.UntypedStorage) -> int:
@@ -89,7 +87,7 @@ TensorBase = torch._C.TensorBase
 #: Where the text of every tensor is made.
 TEXT: tuple[ModuleType, str] = (torch._tensor_str, "_str")
 
-#: Is it a wrapper of a transformation (``torch.func``), which has no memory of its own?
+#: Is it a wrapper of a transformation (``vmap``, ``grad``), which has no memory of its own and may be over?
 is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 
 #: Functions that make DLPack capsules of tensors, and the one that makes tensors of them.

@@ -8,7 +8,6 @@ from typing import Any
 
 def replaced(owner: Any, name: str, new: object) -> Callable[[], None]:
     """``owner.name`` is ``new`` until the function that is returned is called."""
-    own = name in vars(owner)
-    old = getattr(owner, name)
+    own, old = name in vars(owner), vars(owner).get(name)
     setattr(owner, name, new)
     return lambda: setattr(owner, name, old) if own else delattr(owner, name)

@@ -80,6 +80,15 @@ def owner_of(a: np.ndarray) -> Any:
     return storage_of(base(a)) if isinstance(base(a), Tensor) else a
 
 
+def memory_of(a: np.ndarray) -> tuple[Any, int, int]:
+    """What holds an array's memory, its address, and its bytes."""
+    owner = owner_of(a)
+    if isinstance(owner, torch.UntypedStorage):
+        return owner, data_ptr(owner), owner.nbytes()
+    low, high = np.lib.array_utils.byte_bounds(bare(owner))
+    return owner, low, high - low
+
+
 def _same(a: Any, b: Any) -> bool:
     """Are these keys made of the same objects?"""
     if isinstance(a, tuple) and isinstance(b, tuple):
@@ -160,12 +169,7 @@ class Arrays:
 
     def share(self, a: np.ndarray) -> None:
         """Follow the memory of this array."""
-        owner = owner_of(a)
-        if isinstance(owner, torch.UntypedStorage):
-            self.memory.share(owner, data_ptr(owner), owner.nbytes())
-        elif not self.known(owner):
-            low, high = np.lib.array_utils.byte_bounds(bare(owner))
-            self.memory.share(owner, low, high - low)
+        self.memory.share(*memory_of(a))
 
     def write(self, a: np.ndarray, shadow: Shadow | None) -> None:
         """The elements of ``a`` now have ``shadow``."""
@@ -271,20 +275,18 @@ class Arrays:
         found = list(arrays_in(given))
         self.done(full, results, self.follow(full, full, {"inputs": found}, results, UNKNOWN))
 
-    def told(self, what: str, a: Any) -> None:
-        """The values of an array went to Python."""
-        self.touch(what, self.read(a))
+    def told(self, what: str, given: Any) -> None:
+        """The values of an array, or of all that there are in arguments, went to Python."""
+        for a in arrays_in(given):
+            self.touch(what, self.read(a))
 
     def lent(self, what: str, a: np.ndarray) -> None:
         """The memory of an array went to something that reads and writes there itself."""
         with _disable_current_modes():
             self.touch(what, self.memory.read(self.tensor(a)))
-            owner = owner_of(bare(a))
-            if isinstance(owner, torch.UntypedStorage):
-                self.memory.open(owner, data_ptr(owner), owner.nbytes())
-            elif owner.size:
-                low, high = np.lib.array_utils.byte_bounds(bare(owner))
-                self.memory.open(owner, low, high - low)
+            owner, start, nbytes = memory_of(a)
+            if nbytes:
+                self.memory.open(owner, start, nbytes)
 
     def hold(self, a: np.ndarray, key: Any, shadow: Shadow) -> None:
         """Python gets an element that was read at a label: a score, unless it is written back."""

@@ -85,8 +85,7 @@ class Call:
         """Run it; no rule: all that went in may have come out. Shapes may come of it, or files, or what
         functions do that it calls."""
         arrays, given = self.arrays, [self.args, self.kwargs]
-        for a in arrays_in(given):
-            arrays.told(self.full, a)
+        arrays.told(self.full, given)
         out = self.run()
         arrays.opaque(self.full, given, results(out))
         target = self.get(WRITING.get(self.name, "out"))

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.nn import Parameter
 
-from causaltrace._compat import as_numpy, data_ptr, storage_of, wrapped
+from causaltrace._compat import as_numpy, data_ptr, is_wrapped, storage_of
 from causaltrace.boundary.ndarray import LabelArray
 from causaltrace.report.model import Notice
 from causaltrace.stream import Stream
@@ -216,7 +216,7 @@ def _chosen(objects: list[Any], kinds: Iterable[type], wanted: Container[type]) 
 
 def _readable(t: Tensor) -> bool:
     return not (
-        wrapped(t)
+        is_wrapped(t)
         or t.layout is not torch.strided
         or t.is_meta
         or t.is_nested

@@ -21,6 +21,7 @@ from causaltrace.boundary.ndarray import LabelArray, lent
 from causaltrace.boundary.number import told
 from causaltrace.boundary.numpy import bound_to
 from causaltrace.lattice.cells import LABELS, Cells
+from causaltrace.replaced import replaced
 from causaltrace.shadow import Shadow
 from causaltrace.stream import Stream
 
@@ -117,13 +118,8 @@ class Files:
         readers = {np.fromfile: self._fromfile(np.fromfile), np.load: self._load(np.load)}
         names: dict[int, Any] = {id(original): reader for original, reader in readers.items()}
         for owner, name, original in list(bound_to(names)):
-            self._replace(owner, name, original, names[id(original)])
-        new = vars(np.memmap)["__new__"]
-        self._replace(np.memmap, "__new__", new, staticmethod(self._memmap(new.__func__)))
-
-    def _replace(self, owner: Any, name: str, old: Any, new: Any) -> None:
-        setattr(owner, name, new)
-        self._undo.append(lambda: setattr(owner, name, old))
+            self._undo.append(replaced(owner, name, names[id(original)]))
+        self._undo.append(replaced(np.memmap, "__new__", staticmethod(self._memmap(np.memmap.__new__))))
 
     def close(self) -> None:
         for undo in reversed(self._undo):

@@ -28,8 +28,7 @@ def called(arrays: Arrays, func: Any, args: tuple[Any, ...], kwargs: dict[str, A
     try:
         return _followed(call)
     except Exception:  # whoever catches it knows something about the values
-        for a in arrays_in([args, kwargs]):
-            arrays.told(f"an error in {call.full}", a)
+        arrays.told(f"an error in {call.full}", [args, kwargs])
         raise
 
 

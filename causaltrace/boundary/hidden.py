@@ -52,6 +52,8 @@ def shown(arrays: Arrays, value: Any) -> Any:
     """Tensors as arrays over their memory."""
     if type(value) in (list, tuple):
         return type(value)(shown(arrays, v) for v in value)
+    if type(value) is dict:
+        return {key: shown(arrays, v) for key, v in value.items()}
     if isinstance(value, Tensor):
         return labelled(arrays.plainly(Tensor.__array__, (value,), {}))
     return value
@@ -79,8 +81,7 @@ def _method(arrays: Arrays, name: str, original: Method) -> Method:
         wraps = (
             [t for t in inputs if isinstance(t, Tensor)] if name != "outer" and "out" not in options else []
         )
-        options = {k: shown(arrays, v) for k, v in options.items()}
-        out = labelled(ufuncs.called(arrays, ufunc, name, shown(arrays, inputs), options))
+        out = labelled(ufuncs.called(arrays, ufunc, name, *shown(arrays, [inputs, options])))
         if not wraps or out is None:
             return out
         return (
@@ -98,7 +99,7 @@ def _function(arrays: Arrays, original: Method) -> Method:
             return original(func, *args, **kwargs)
         if args and isinstance(args[0], Tensor) and hasattr(func._implementation, "__code__"):
             return original(func, *args, **kwargs)  # it asks the tensor
-        args, kwargs = shown(arrays, args), {k: shown(arrays, v) for k, v in kwargs.items()}
+        args, kwargs = shown(arrays, [args, kwargs])
         return labelled(functions.called(arrays, func, args, kwargs))
 
     return method

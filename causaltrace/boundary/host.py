@@ -128,12 +128,12 @@ class Host:
         @functools.wraps(original)
         def wrapper(t: Tensor, *args: Any, **kwargs: Any) -> Any:
             # torch's own bookkeeping is not an escape; pickling always is
-            if name == "__reduce_ex__":
-                tracer.seek(t)
-                outside.saved(t)
-            elif internal(sys._getframe(1).f_code.co_filename):
+            pickled = name == "__reduce_ex__"
+            if not pickled and internal(sys._getframe(1).f_code.co_filename):
                 return original(t, *args, **kwargs)
             tracer.seek(t)
+            if pickled:
+                outside.saved(t)
             if name in POINTERS:
                 outside.opened(t)
             for source in tensors((t, *args)):

@@ -11,6 +11,7 @@ from torch import Tensor
 from causaltrace.boundary.arrays import Arrays, arrays_in, as_array, bare
 
 Numbered = Callable[[Arrays, Any, Any], Any]
+REFUSED = "an index that numpy refused"
 
 
 def read(arrays: Arrays, a: np.ndarray, key: Any, number: Numbered) -> Any:
@@ -18,7 +19,7 @@ def read(arrays: Arrays, a: np.ndarray, key: Any, number: Numbered) -> Any:
     try:
         return _read(arrays, a, key, number)
     except Exception:  # whoever catches it knows something about the key
-        _refused(arrays, [key])
+        arrays.told(REFUSED, key)
         raise
 
 
@@ -27,13 +28,8 @@ def write(arrays: Arrays, a: np.ndarray, key: Any, value: Any) -> None:
     try:
         _write(arrays, a, key, value)
     except Exception:
-        _refused(arrays, [key, value])
+        arrays.told(REFUSED, [key, value])
         raise
-
-
-def _refused(arrays: Arrays, given: Any) -> None:
-    for x in arrays_in(given):
-        arrays.told("an index that numpy refused", x)
 
 
 def _read(arrays: Arrays, a: np.ndarray, key: Any, number: Numbered) -> Any:

@@ -61,15 +61,16 @@ def enter(tracer: Tracer, replace: Replace, names: dict[int, Any]) -> list[Calla
     slots.no_sequence(Tensor)
     for owner, name, original in list(bound_to(names)):
         replace(owner, name, names[id(original)])
-    undo = slots.patched(np.ndarray, _items(arrays) | {name: _taking(arrays, name) for name in TAKING})
-    undo_set = slots.patched(np.ndarray, {name: _set(arrays, name) for name in SET})
+    taking = {name: _taking(arrays, name) for name in TAKING}
+    setting = {name: _set(arrays, name) for name in SET}
+    undo = slots.patched(np.ndarray, _items(arrays) | taking | setting)
 
     def end() -> None:
         undo()
         tracer.release()
         arrays.open = False
 
-    return [opened(arrays), end, undo_set, *hidden.enter(arrays), *untold.enter(arrays)]
+    return [opened(arrays), end, *hidden.enter(arrays), *untold.enter(arrays)]
 
 
 def bound_to(names: dict[int, Any]) -> Iterator[tuple[Any, str, Any]]:
@@ -152,8 +153,6 @@ def _handed_out(arrays: Arrays, original: Any) -> Callable[..., Any]:
         out = original(t, *args, **kwargs)
         if not isinstance(out, np.ndarray) or arrays.memory.entry(t) is None:
             return out
-        if original.__name__ == "__array__" and not arrays.inside:  # C code, which reads what it wants
-            arrays.tracer.escape("__array__", t)
         if out.size and not arrays.known(bare(out)):
             plain = bare(out)
             if np.may_share_memory(plain, plain) and _same_memory(t, plain):
@@ -209,7 +208,7 @@ def _taking(arrays: Arrays, name: str) -> Callable[..., Any]:
     def method(self: np.ndarray, *args: Any, **kwargs: Any) -> Any:
         if arrays.inside or type(self) is not np.ndarray or not hidden.hides(arrays, [args, kwargs]):
             return original(self, *args, **kwargs)
-        args, kwargs = hidden.shown(arrays, args), {k: hidden.shown(arrays, v) for k, v in kwargs.items()}
+        args, kwargs = hidden.shown(arrays, [args, kwargs])
         out = getattr(self.view(LabelArray), name)(*args, **kwargs)
         if name in ("put", "fill", "setfield") and arrays.known(self):
             arrays.lent(f"numpy {name} into an array that was made before labels reached numpy", self)

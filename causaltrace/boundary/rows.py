@@ -15,7 +15,7 @@ from numpy._core import _methods, einsumfunc
 from causaltrace.boundary.arrays import arrays_in, bare
 from causaltrace.boundary.call import Call, results
 from causaltrace.boundary.tables import ALONG, MIXED, ORDERED, OVER, SHAPED
-from causaltrace.boundary.ufuncs import BLOCKS, EACH_AND_ALL, FOLD, JOIN, PRODUCT, RUNNING, WHOLE
+from causaltrace.boundary.ufuncs import BLOCKS, EACH_AND_ALL, FOLD, JOIN, PRODUCT, RUNNING, WHOLE, over_dims
 from causaltrace.rules import LEAVE, Rule, reduce
 
 _clip: Any = vars(_methods)["_clip"]
@@ -38,28 +38,21 @@ class Row(NamedTuple):
 def over(call: Call) -> Any:
     if call.get("overwrite_input"):
         return NotImplemented
-    a = call.array("a")
-    where, axis = call.get("where", True), call.get("axis")
+    a, where = call.array("a"), call.get("where", True)
     if where is not True:  # what is left out is any constant
         a = np.where(call.as_array(where), a, np.zeros((), a.dtype))
-    dims = list(range(a.ndim)) if axis is None else list(axis) if isinstance(axis, tuple) else [axis]
-    bound = {"self": a, "dim": dims, "keepdim": bool(call.get("keepdims", False))}
+    bound, rule = over_dims(a, call.get("axis"), bool(call.get("keepdims", False)), call.get("initial"))
     if call.name in ("argmax", "argmin"):
-        return call.into("sum", bound, Rule(LEAVE, reduce.where))
-    initial = call.get("initial")
-    if not dims:
-        return call.into("sum", {"self": a, "other": initial}, JOIN)
-    return call.into("sum", bound | {"initial": initial}, FOLD)
+        rule = Rule(LEAVE, reduce.where)
+    return call.into("sum", bound, rule)
 
 
 def average(call: Call) -> Any:
     if call.get("returned"):
         return NotImplemented
-    a, axis = call.array("a"), call.get("axis")
-    dims = list(range(a.ndim)) if axis is None else list(axis) if isinstance(axis, tuple) else [axis]
-    bound = {"self": a, "dim": dims, "keepdim": bool(call.get("keepdims", False))}
-    weights = call.get("weights")
-    return call.into("sum", bound | {"initial": None if weights is None else call.as_array(weights)}, FOLD)
+    a, weights = call.array("a"), call.get("weights")
+    weights = None if weights is None else call.as_array(weights)
+    return call.into("sum", *over_dims(a, call.get("axis"), bool(call.get("keepdims", False)), weights))
 
 
 def along(call: Call) -> Any:

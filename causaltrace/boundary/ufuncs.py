@@ -115,6 +115,16 @@ PRODUCT, WHOLE = Rule(LEAVE, _product), Rule(LEAVE, reduce.whole)
 RUNNING, BETWEEN = Rule(LEAVE, reduce.running), Rule(LEAVE, _between)
 MASKED, BLOCKS = Rule(LEAVE, _masked), Rule(LEAVE, _blocks)
 EACH_AND_ALL = Rule(LEAVE, _each_and_all)
+
+
+def over_dims(a: Any, axis: Any, keepdims: bool, initial: Any) -> tuple[dict[str, Any], Rule]:
+    """The arguments of a reduction over ``axis`` (None: all dims), from a first value, and its rule."""
+    dims = list(range(a.ndim)) if axis is None else list(axis) if isinstance(axis, tuple) else [axis]
+    if not dims:
+        return {"self": a, "other": initial}, JOIN
+    return {"self": a, "dim": dims, "keepdim": keepdims, "initial": initial}, FOLD
+
+
 #: Arguments of methods after the array.
 FOLDING = {
     "reduce": ("axis", "dtype", "out", "keepdims", "initial", "where"),
@@ -161,8 +171,7 @@ def called(
     try:
         return _called(arrays, ufunc, method, inputs, options)
     except Exception:  # whoever catches it knows something about the values
-        for x in arrays_in([inputs, options]):
-            arrays.told(f"an error in numpy.{ufunc.__name__}", x)
+        arrays.told(f"an error in numpy.{ufunc.__name__}", [inputs, options])
         raise
 
 
@@ -170,8 +179,7 @@ def _called(
     arrays: Arrays, ufunc: np.ufunc, method: str, inputs: tuple[Any, ...], options: dict[str, Any]
 ) -> Any:
     if not _numpys(ufunc):  # a Python function may do anything with the elements
-        for x in arrays_in(inputs):
-            arrays.told(f"numpy ufunc {ufunc.__name__}", x)
+        arrays.told(f"numpy ufunc {ufunc.__name__}", inputs)
     if method == "outer":
         a, b = (array(arrays, x) for x in inputs)
         if isinstance(a, np.ndarray):
@@ -317,11 +325,7 @@ def _folding(
     else:
         if rest.get("where", True) is not True:  # what is left out is any constant
             a = np.where(array(arrays, rest["where"]), a, np.zeros((), a.dtype))
-        dims = list(range(a.ndim)) if axis is None else list(axis) if isinstance(axis, tuple) else [axis]
-        kept = bool(rest.get("keepdims", False))
-        bound = {"self": a, "dim": dims, "keepdim": kept, "initial": rest.get("initial")}
-        if not dims:
-            bound, rule = {"self": a, "other": rest.get("initial")}, JOIN
+        bound, rule = over_dims(a, axis, bool(rest.get("keepdims", False)), rest.get("initial"))
     options = {"axis": axis, **rest}
     if out is not None:
         (target,) = out

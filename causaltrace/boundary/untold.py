@@ -78,10 +78,9 @@ def _drawing(arrays: Arrays, name: str, original: Method) -> Method:
     def method(*args: Any, **kwargs: Any) -> Any:
         if arrays.inside or not arrays.memory.entries or not hides(arrays, [args, kwargs]):
             return original(*args, **kwargs)
-        args, kwargs = shown(arrays, args), {k: shown(arrays, v) for k, v in kwargs.items()}
+        args, kwargs = shown(arrays, [args, kwargs])
         found = list(arrays_in([args, kwargs]))
-        for a in found:
-            arrays.told(full, a)
+        arrays.told(full, found)
         out = arrays.plainly(original, args, kwargs)
         written = [a for a in found if name == "shuffle" and isinstance(a, np.ndarray)]
         arrays.opaque(full, found, [*results(out), *written])
@@ -122,8 +121,7 @@ def _reading(arrays: Arrays, what: str, original: Method) -> Method:
             for a in [it.base] if what == "flat" else [i.base for i in it.iters]:
                 if arrays.known(a):
                     arrays.told(f"numpy {what}", a)
-            for a in arrays_in(args):
-                arrays.told(f"numpy {what}", a)
+            arrays.told(f"numpy {what}", args)
         return original(it, *args)
 
     return method
@@ -146,10 +144,9 @@ def _iterating(arrays: Arrays, original: Method) -> Method:
     @functools.wraps(original)
     def method(it: Any, *args: Any, **kwargs: Any) -> None:
         if not arrays.inside and arrays.memory.entries and hides(arrays, [args, kwargs]):
-            for a in arrays_in(shown(arrays, [list(args), list(kwargs.values())])):
-                arrays.lent("numpy nditer", a) if isinstance(a, np.ndarray) else arrays.told(
-                    "numpy nditer", a
-                )
+            for a in arrays_in(shown(arrays, [args, kwargs])):
+                tell = arrays.lent if isinstance(a, np.ndarray) else arrays.told
+                tell("numpy nditer", a)
         original(it, *args, **kwargs)
 
     return method
