@@ -75,15 +75,17 @@ _NOTHING = (None, None, *_PLAIN)
 
 class Entry:
     """The shadow of one storage: its base geometry, and the views of it that were asked for. ``nbytes``: the
-    size of memory that others may hold, too (numpy arrays, other storages); -1: nobody else does. ``rows``:
-    the distributions that it holds, until something else is written (see ``mass.Rows``)."""
+    size of memory that others may hold, too (numpy arrays, other storages); -1: nobody else does. ``plain``:
+    they may read it unseen. ``rows``: the distributions that it holds, until something else is written (see
+    ``mass.Rows``)."""
 
-    __slots__ = ("base", "blank", "nbytes", "ndim", "ref", "rows", "shadow", "views")
+    __slots__ = ("base", "blank", "nbytes", "ndim", "plain", "ref", "rows", "shadow", "views")
 
     def __init__(self, ref: weakref.ref[Any], base: Geometry, shadow: Shadow, nbytes: int = -1) -> None:
         self.ref, self.base, self.nbytes = ref, base, nbytes
         self.rows: object = None
         self.blank = False  #: is there memory in it that was not seen written?
+        self.plain = False
         self.set(shadow)
 
     def set(self, shadow: Shadow) -> None:
@@ -129,6 +131,8 @@ class Memory:
         self._opened: dict[int, Entry] = {}
         self._mark: Cells | None = None
         self.leaks: Callable[[Shadow], None] = lambda _: None
+        #: Called before labels come to memory that others may read unseen.
+        self.exposed: Callable[[torch.UntypedStorage], None] | None = None
         self.value: Callable[[Shadow], Shadow] = lambda shadow: shadow  #: without labels and readouts
 
     def open(self, owner: Any, start: int, nbytes: int) -> None:
@@ -209,6 +213,18 @@ class Memory:
         place = bisect.bisect_right(self.starts, start)
         self.starts.insert(place, start)
         self._shared.insert(place, (start + nbytes, key))
+        return entry
+
+    def share_with(self, t: Tensor, owner: Any, start: int, nbytes: int) -> Entry:
+        """``owner`` holds the memory that ``t`` was just made over."""
+        key = id(storage_of(t))
+        own = self.entries.get(key)
+        if own is None or own.nbytes >= 0:
+            return self.share(owner, start, nbytes)
+        shadow = self.read(t)
+        del self.entries[key]
+        entry = self.share(owner, start, nbytes)
+        self.write(t, shadow)
         return entry
 
     def at(self, address: int) -> tuple[Entry, int] | None:
@@ -318,6 +334,14 @@ class Memory:
         entry = self.entry(t)
         if t.numel() == 0 or entry is None and shadow is None:
             return
+        if (
+            shadow is not None
+            and self.exposed is not None
+            and (not storage.resizable() if entry is None else entry.plain)
+            and shadow._replace(possible=None)  # what is only possible has left before
+        ):
+            self.exposed(storage)
+            entry = self.entry(t)
         if shadow is not None and t.is_cuda and not is_fake(t):
             shadow = self._beside(shadow, t.device)
         view = self._geometry(t)

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from causaltrace.boundary import copies
+from causaltrace.boundary.adopt import adopt
 from causaltrace.boundary.files import Files, Pattern
 from causaltrace.boundary.finder import Finder
 from causaltrace.boundary.host import Host
@@ -305,7 +306,9 @@ class Watch:
         self._run = made_now()
         try:
             with torch.inference_mode(False), self._quiet():
-                copies.look(self._tracer, self._given, self._place, self._judge.notes.append)
+                found = copies.look(self._tracer, self._given, self._judge.notes.append)
+            self._stack.callback(adopt(found))
+            del found
             if hasattr(torch.compiler, "set_stance"):
                 self._stack.enter_context(torch.compiler.set_stance("force_eager"))
             self._stack.enter_context(self._host)

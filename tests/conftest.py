@@ -18,4 +18,4 @@ def one_thread() -> Iterator[None]:
 def copies_where_they_matter(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """A watch looks once at all that lives; in a process of thousands of tests that is most of their time."""
     if request.path.name not in ("test_copies.py", "test_laundering.py", "test_demo.py", "test_examples.py"):
-        monkeypatch.setattr("causaltrace.boundary.copies.look", lambda *_: None)
+        monkeypatch.setattr("causaltrace.boundary.copies.look", lambda *_: [])

@@ -18,7 +18,7 @@ from causaltrace._compat import data_ptr, storage_of
 from causaltrace.parts import Depth
 from causaltrace.rules import TABLE, UNKNOWN, Rule
 from causaltrace.schema import Op, tensors
-from causaltrace.shadow import Shadow
+from causaltrace.shadow import Entry, Shadow
 from causaltrace.step import After
 from causaltrace.tracer import Tracer
 
@@ -72,6 +72,13 @@ def _lies(a: np.ndarray) -> bool:
     return kinds and a.dtype.isnative and all(s % a.itemsize == 0 and s >= 0 for s in a.strides)
 
 
+def over(a: np.ndarray) -> Tensor | None:
+    """A tensor over the memory of an array, if torch can have one."""
+    if not _lies(a):
+        return None
+    return _as_tensor(as_array(_Writable(a) if a.size and _read_only(a) else a))
+
+
 def owner_of(a: np.ndarray) -> Any:
     """What holds an array's memory: the array that it is a view of, or a tensor's storage."""
     base = np.ndarray.base.__get__
@@ -80,13 +87,25 @@ def owner_of(a: np.ndarray) -> Any:
     return storage_of(base(a)) if isinstance(base(a), Tensor) else a
 
 
+def bounds(a: np.ndarray) -> tuple[int, int]:
+    """The addresses that an array's elements lie between."""
+    low, high = np.lib.array_utils.byte_bounds(bare(a))
+    return int(low), int(high)
+
+
 def memory_of(a: np.ndarray) -> tuple[Any, int, int]:
     """What holds an array's memory, its address, and its bytes."""
     owner = owner_of(a)
     if isinstance(owner, torch.UntypedStorage):
         return owner, data_ptr(owner), owner.nbytes()
-    low, high = np.lib.array_utils.byte_bounds(bare(owner))
+    low, high = bounds(owner)
     return owner, low, high - low
+
+
+def lies_in(t: Tensor, a: np.ndarray) -> bool:
+    """Is the memory of ``a`` that of ``t``?"""
+    start, size = data_ptr(storage_of(t)), storage_of(t).nbytes()
+    return bool(start <= a.__array_interface__["data"][0] < start + size)
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -101,9 +120,12 @@ class Arrays:
 
     inside = Depth()  #: of calls, on this thread, of numpy's own code
 
-    def __init__(self, tracer: Tracer, labelled: Callable[[Any], Any]) -> None:
-        """``labelled``: makes plain arrays those that tell of what is done with them."""
-        self.tracer, self.memory, self.labelled = tracer, tracer.memory, labelled
+    def __init__(
+        self, tracer: Tracer, labelled: Callable[[Any], Any], adopted: Callable[[np.ndarray], bool]
+    ) -> None:
+        """``labelled``: makes plain arrays those that tell of what is done with them. ``adopted``: makes all
+        who hold one hold those, if it can."""
+        self.tracer, self.memory, self.labelled, self.adopted = tracer, tracer.memory, labelled, adopted
         self._ops: dict[tuple[Any, ...], Op] = {}
         self._back: tuple[np.ndarray, Any, Callable[[], None]]  #: what is held
         self.open = True
@@ -130,8 +152,8 @@ class Arrays:
         if backwards(a) and _lies(forwards(a)):
             t, seen = _as_tensor(a.copy()), self.memory.read(self.tensor(forwards(a)))
             shadow = None if seen is None else self._flipped(seen, backwards(a))
-        elif _lies(a):
-            t = _as_tensor(as_array(_Writable(a)) if a.size and _read_only(a) else a)
+        elif (found := over(a)) is not None:
+            t = found
         else:  # NaN, in which no rule sees anything
             t = torch.full(a.shape, torch.nan)
             shadow = self._bytes(a)
@@ -170,6 +192,10 @@ class Arrays:
     def share(self, a: np.ndarray) -> None:
         """Follow the memory of this array."""
         self.memory.share(*memory_of(a))
+
+    def lie_together(self, t: Tensor, a: np.ndarray) -> Entry | None:
+        """Follow the memory of an array that a tensor lies in, if it does."""
+        return self.memory.share_with(t, *memory_of(a)) if a.size and lies_in(t, bare(a)) else None
 
     def write(self, a: np.ndarray, shadow: Shadow | None) -> None:
         """The elements of ``a`` now have ``shadow``."""
@@ -251,23 +277,25 @@ class Arrays:
             for result, shadow in pairs:
                 if isinstance(result, np.ndarray):
                     self.write(result, shadow)
-                    if not (type(result) is np.ndarray or hasattr(result, "bare")):
-                        self.unseen(f"{full} gave a {type(result).__name__}: it", result, after)
+                    if type(result) is not np.ndarray and shadow:
+                        self.unseen(f"{full} gave a {type(result).__name__}: it", result)
             if after is not None:  # what is scored is scored before Python has it
                 after.report(self.tracer)
             for result, shadow in pairs:
                 if shadow and (not isinstance(result, np.ndarray) or result.dtype == object):
                     self.touch(full, shadow)
 
-    def written(self, full: str, a: np.ndarray, places: Sequence[Any], after: After | None) -> None:
-        """As ``done``, for ``places`` in ``a``."""
+    def written(self, full: str, into: Sequence[Any], places: Sequence[Any], after: After | None) -> None:
+        """As ``done``, for ``places`` in arrays."""
         self.done(full, places, after)
-        self.unseen(full, a, after)
+        if after is not None:
+            for a in into:
+                self.unseen(full, a)
 
-    def unseen(self, full: str, a: np.ndarray, after: After | None) -> None:
-        """``a`` was written to. If it is no array that tells of what is done with it, whoever has it can read
-        and write there unseen."""
-        if not hasattr(a, "bare") and after is not None:
+    def unseen(self, full: str, a: np.ndarray) -> None:
+        """``a`` was written to. Unless it is made an array that tells of what is done with it, whoever has it
+        can read and write there unseen."""
+        if not hasattr(a, "bare") and not self.adopted(a):
             self.lent(f"{full} into an array that was made before labels reached numpy", a)
 
     def opaque(self, full: str, given: Any, results: Sequence[Any]) -> None:

@@ -66,7 +66,7 @@ class Call:
         if isinstance(target, np.ndarray):
             after = arrays.follow(self.full, op, bound, [target], rule, early=True)
             self.run()
-            arrays.written(self.full, target, [target], after)
+            arrays.written(self.full, [target], [target], after)
             return target
         out = self.run()
         made = results(out)
@@ -79,7 +79,7 @@ class Call:
         bound = {"self": place, "src": seen}
         after = arrays.follow(self.full, "copy", bound, [place], early=True)
         self.run()
-        arrays.written(self.full, target, [place], after)
+        arrays.written(self.full, [target], [place], after)
 
     def opaque(self) -> Any:
         """Run it; no rule: all that went in may have come out. Shapes may come of it, or files, or what

@@ -1,103 +1,97 @@
 """Copies of the labels that were made before the watch opened.
 
-Nobody told the watch of them, so it looks once, at what lives then. Tensors that repeat the tokens get their
-labels. Lists, arrays and bytes tell nobody who reads them: the report names those that repeat the tokens.
+Nobody told the watch of them, so it looks once, at what lives then. Tensors and arrays that repeat the
+tokens, or a piece of them, get their labels; so do those that are a function of the tokens, one by one.
+Lists and bytes tell nobody who reads them: the report names those that repeat all tokens.
 """
 
 from __future__ import annotations
 
-import gc
-import inspect
-import sys
-import types
+import math
 from array import array
 from collections import deque
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from functools import cached_property
-from itertools import compress, filterfalse
 from types import FrameType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch._ops import OpOverload
-from torch.nn import Parameter
 
-from causaltrace._compat import as_numpy, data_ptr, is_wrapped, storage_of
+from causaltrace._compat import as_numpy, data_ptr, storage_of
+from causaltrace.boundary.adopt import KINDS
+from causaltrace.boundary.alive import alive, frames, names_in
+from causaltrace.boundary.arrays import memory_of, over
 from causaltrace.boundary.ndarray import LabelArray
+from causaltrace.lattice.cells import LABELS, Cells
 from causaltrace.report.model import Notice
+from causaltrace.shadow import Shadow
 from causaltrace.stream import Stream
 from causaltrace.tracer import Tracer
 
 #: Fewer equal labels are no evidence: short lists of small numbers are often equal. With as many, chance is
 #: out but for the smallest alphabets, since the *whole* stream has to be equal.
 EVIDENCE = 8
+#: A piece may lie anywhere. Labels drawn one by one, each as often as the stream has it, would be equal to it
+#: somewhere with a chance of 1 to 2 to the power of so many bits.
+BITS = 32
+#: Rows, times labels to compare them with, that are looked at.
+LIMIT = 2**30
 #: Named one by one in the report.
 NAMED = 3
 
-TENSORS = frozenset((Tensor, Parameter))
 LISTS = frozenset((list, tuple, dict, deque, array))
-SIZED = LISTS | {bytes, bytearray}
 NUMBERS = frozenset((int, float, *(kind for kind in np.sctypeDict.values() if issubclass(kind, np.number))))
+INTEGERS = frozenset(
+    (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32, torch.uint64)
+)
 #: Types of bytes.
 WIDTHS = (np.uint8, np.int16, np.int32, np.int64, np.float32, np.float64)
-#: Most of what the collector tracks, and what holds no values of a program. Tuples are looked into where
-#: something else holds them: the constants of code are tuples that nothing else does. Of functions the
-#: defaults count; their cells, and the names of their modules and of classes, are tracked by themselves.
-HOLDS_NONE = frozenset(
-    (
-        tuple,
-        types.BuiltinFunctionType,
-        types.GetSetDescriptorType,
-        types.MethodDescriptorType,
-        types.WrapperDescriptorType,
-        types.GenericAlias,
-        types.UnionType,
-        types.FunctionType,
-        OpOverload,
-        type,
-    )
-)
 
 
-def look(
-    tracer: Tracer,
-    given: list[tuple[Stream, Tensor]],
-    place: Callable[[Tensor, Tensor], None],
-    tell: Callable[[Notice], None],
-) -> None:
-    """Look for copies of the tokens of the ``given`` streams. ``place``: the elements of a tensor are the
-    labels at these positions."""
+def look(tracer: Tracer, given: list[tuple[Stream, Tensor]], tell: Callable[[Notice], None]) -> list[Any]:
+    """Look for copies of the tokens of the ``given`` streams. Returns the plain arrays that have labels."""
     streams = [Original(stream, tokens) for stream, tokens in given if _evident(tokens)]
     if not streams:
-        return
-    frames = list(_frames())
-    tensors, values = _alive(frames, {n for s in streams for n in s.lengths})
-    memory = tracer.memory
+        return []
+    stack = list(frames())
+    tensors, arrays, values = alive(stack, {n for s in streams for n in s.lengths})
     for t in tensors:
-        if id(storage_of(t)) in memory.entries:
-            continue
-        for s in streams:
-            if s.under(t):
-                memory.share(storage_of(s.tokens), *s.memory)
-            elif s.repeated(t):
-                place(t, s.positions.to(t.device).view(t.shape))
-                shadow = memory.read(t)
-                if t.is_floating_point() and shadow is not None:  # values, as of any label that was cast
-                    memory.write(t, tracer.ledger.value(shadow))
-            else:
+        _known(tracer, streams, t, storage_of(t))
+    for a in arrays:
+        if a.size and (type(a) in KINDS or isinstance(a, LabelArray)) and (over_it := over(a)) is not None:
+            _known(tracer, streams, over_it, a)
+    found = {id(v): v for v in values if any(s.equals(v) for s in streams)}
+    labelled = []
+    for a in arrays:
+        if a.size and tracer.memory.at(a.__array_interface__["data"][0]) is not None:
+            if type(a) in KINDS:
+                labelled.append(a)
                 continue
-            break
-    found: dict[int, Any] = {}
-    for value in values:
-        for s in streams:
-            if isinstance(value, LabelArray) and s.lent(value):
-                memory.share(storage_of(s.tokens), *s.memory)
-            elif s.equals(value):
-                found[id(value)] = value
+            if isinstance(a, LabelArray):
+                continue
+        if any(s.holds(a) for s in streams):
+            found[id(a)] = a
     if found:
-        tell(_notice(found, frames))
+        tell(_notice(found, stack))
+    return labelled
+
+
+def _known(tracer: Tracer, streams: list[Original], t: Tensor, owner: Any) -> None:
+    """Give ``t`` its labels, if it has any. ``owner``: what holds its memory, a storage or an array."""
+    memory = tracer.memory
+    if memory.entry(t) is not None:
+        return
+    for s in streams:
+        if s.under(t):
+            memory.share(storage_of(s.tokens), *s.memory)
+            return
+        if (labels := s.labels(t)) is not None:
+            if isinstance(owner, np.ndarray):
+                memory.share(*memory_of(owner))
+            memory.write(t, labels if s.exact(t) else tracer.ledger.value(labels))
+            return
 
 
 class Original:
@@ -105,7 +99,7 @@ class Original:
 
     def __init__(self, stream: Stream, tokens: Tensor) -> None:
         self.tokens = tokens
-        self.positions = torch.arange(stream.size) + stream.offset
+        self.offset = stream.offset
         self.memory = data_ptr(storage_of(tokens)), storage_of(tokens).nbytes()
         self.lengths = {tokens.numel() * np.dtype(width).itemsize for width in WIDTHS} | {len(tokens)}
 
@@ -130,34 +124,121 @@ class Original:
     def bytes(self) -> list[bytes]:
         return [self.array.astype(width).tobytes() for width in WIDTHS]
 
+    @cached_property
+    def bits(self) -> np.ndarray:
+        """Of evidence, in the labels before each position."""
+        _, which, counts = np.unique(self.array, return_inverse=True, return_counts=True)
+        return np.concatenate([[0.0], np.cumsum(-np.log2(counts / self.array.size)[which])])
+
+    @cached_property
+    def range(self) -> tuple[int, int]:
+        return int(self.array.min()), int(self.array.max())
+
+    @cached_property
+    def groups(self) -> tuple[Tensor, Tensor]:
+        """Positions by label, and which of them have the label of the one before."""
+        labels, order = self.ids.sort(stable=True)
+        return order, labels[1:] == labels[:-1]
+
+    # -- tensors --------------------------------------------------------------------------------------
+
     def under(self, t: Tensor) -> bool:
         """Is ``t``, which has another storage, over the tokens' memory?"""
         start, size = self.memory
         return t.device == self.tokens.device and start <= data_ptr(storage_of(t)) < start + size
 
-    def repeated(self, t: Tensor) -> bool:
-        if t.numel() != self.ids.numel() or t.dtype.is_complex or t.dtype == torch.bool:
-            return False
-        flat = t.detach().flatten().to(self.ids.device)
-        if t.is_floating_point():
-            return torch.equal(flat.double(), self.ids.double())
-        return torch.equal(flat.long(), self.ids)
+    def labels(self, t: Tensor) -> Shadow | None:
+        """The labels that the elements of ``t`` are made of."""
+        if t.dtype.is_complex:
+            return None
+        flat = t.detach().flatten()
+        flat = flat.double() if t.is_floating_point() else flat.long()
+        if t.numel() == self.ids.numel():
+            flat = flat.to(self.ids.device)
+            if not (self.repeated(flat) or self.linear(flat) or self.function(flat)):
+                return None
+            positions: Tensor | None = torch.arange(t.numel())
+        else:
+            positions = self.pieces(flat, t.shape) if t.dtype in INTEGERS else None
+        if positions is None:
+            return None
+        none = torch.from_numpy(self.array[as_numpy(positions)] < 0)
+        where = torch.where(none, -1, positions + self.offset).to(t.device)
+        return Shadow(label=Cells(where.view(t.shape).unsqueeze(-1), node=LABELS))
 
-    def lent(self, a: np.ndarray) -> bool:
-        """Does ``a`` lie where the tokens do? Columns of one table count as well."""
-        return self.own is not None and np.may_share_memory(a, self.own)
+    def exact(self, t: Tensor) -> bool:
+        """Are its elements labels, and not just made of them?"""
+        same = t.numel() != self.ids.numel() or self.repeated(t.detach().flatten().to(self.ids.device))
+        return t.dtype in INTEGERS and same
+
+    def repeated(self, flat: Tensor) -> bool:
+        return torch.equal(flat.long(), self.ids) and torch.equal(flat, self.ids.to(flat.dtype))
+
+    def linear(self, flat: Tensor) -> bool:
+        """Are elements a multiple of the labels, plus a constant?"""
+        ids, values = self.ids.double(), flat.double()
+        low, high = int(ids.argmin()), int(ids.argmax())
+        slope = (values[high] - values[low]) / (ids[high] - ids[low])
+        between = bool(((ids != ids[low]) & (ids != ids[high])).any())  # two classes may be any two values
+        return between and bool(slope) and torch.allclose(values, values[low] + slope * (ids - ids[low]))
+
+    def function(self, flat: Tensor) -> bool:
+        """Are elements equal wherever labels are, and not just because most of them are equal?"""
+        order, same = self.groups
+        values = flat[order]
+        if bool((same & (values[1:] != values[:-1])).any()):
+            return False
+        most = values.mode().values
+        return int((same & (values[1:] != most)).sum()) >= EVIDENCE
+
+    def pieces(self, flat: Tensor, shape: torch.Size) -> Tensor | None:
+        """The positions of a piece of the stream, or of rows that are."""
+        low, high = self.range
+        if flat.numel() < EVIDENCE or int(flat.min()) < low or int(flat.max()) > high:
+            return None
+        values = as_numpy(flat.cpu())
+        places = [self._place(values)]
+        if places[0] is None and len(shape) > 1:
+            rows, places = values.reshape(-1, shape[-1]), []
+            if len(rows) * self.array.size > LIMIT:
+                return None
+            for row in rows:
+                places.append(self._place(row))
+                if places[-1] is None:
+                    return None
+        starts = torch.tensor([p for p in places if p is not None])
+        if not len(starts):
+            return None
+        return (starts[:, None] + torch.arange(flat.numel() // len(starts))).flatten()
+
+    def _place(self, piece: np.ndarray) -> int | None:
+        """Where it is, if that is one place and no chance."""
+        size = piece.size
+        if not EVIDENCE <= size <= self.array.size or not (np.diff(piece) != piece[1] - piece[0]).any():
+            return None
+        places = np.flatnonzero(self.array[: self.array.size - size + 1] == piece[0])
+        for at in range(1, size):
+            if len(places) < 2:
+                break
+            places = places[self.array[places + at] == piece[at]]
+        if len(places) != 1 or not np.array_equal(self.array[places[0] : places[0] + size], piece):
+            return None
+        bits = self.bits[places[0] + size] - self.bits[places[0]]
+        return int(places[0]) if bits >= BITS + math.log2(self.array.size) else None
+
+    # -- plain values ---------------------------------------------------------------------------------
+
+    def holds(self, a: np.ndarray) -> bool:
+        """Can the labels be read from an array that is not followed? Columns of one table count as well."""
+        if self.own is not None and np.may_share_memory(a, self.own):
+            return True
+        same = a.size == self.ids.numel() and a.dtype.kind in "iuf"
+        return same and np.array_equal(np.ndarray.view(a, np.ndarray).ravel(), self.array)
 
     def equals(self, value: Any) -> bool:
         """Can the labels be read from ``value``?"""
-        if isinstance(value, np.ndarray):
-            same = value.size == self.ids.numel() and value.dtype.kind in "iuf"
-            return (
-                self.lent(value)
-                or same
-                and np.array_equal(np.ndarray.view(value, np.ndarray).ravel(), self.array)
-            )
         if type(value) in LISTS:
-            return _flat(value) == self.numbers
+            return len(value) in self.lengths and _flat(value) == self.numbers
         return any(value == raw for raw in self.bytes)
 
 
@@ -177,78 +258,10 @@ def _flat(value: Any) -> list[Any]:
     return items if all(type(item) in NUMBERS for item in items) else []
 
 
-def _alive(frames: list[FrameType], lengths: Container[int]) -> tuple[list[Tensor], list[Any]]:
-    """Tensors that have memory; arrays; and lists and bytes of one of the ``lengths``."""
-    objects = gc.get_objects()
-    kinds = list(map(type, objects))
-    tensors = [t for t in _chosen(objects, kinds, TENSORS) if _readable(t)]
-    level = gc.get_referents(*_chosen(objects, kinds, set(kinds) - HOLDS_NONE))
-    level += [f.__defaults__ for f in _chosen(objects, kinds, (types.FunctionType,))]
-    del objects
-    for frame in frames:
-        level += _locals(frame).values()
-    of_arrays = frozenset(_with_subclasses(np.ndarray))
-    values: dict[int, Any] = {}
-    while level:
-        level = _chosen(level, map(type, level), of_arrays | SIZED)
-        kinds = list(map(type, level))
-        some = _chosen(level, kinds, SIZED)
-        some = list(compress(some, map(lengths.__contains__, map(len, some))))
-        some += _chosen(level, kinds, of_arrays)
-        values.update(zip(map(id, some), some, strict=True))
-        # the collector does not track what holds nothing that it tracks
-        inner = list(filter(None, _chosen(level, kinds, (tuple,))))
-        inner += filterfalse(gc.is_tracked, _chosen(level, kinds, (dict,)))
-        level = gc.get_referents(*dict(zip(map(id, inner), inner, strict=True)).values())
-    return tensors, list(values.values())
-
-
-def _with_subclasses(kind: type) -> Iterator[type]:
-    yield kind
-    sub: type
-    for sub in kind.__subclasses__():
-        yield from _with_subclasses(sub)
-
-
-def _chosen(objects: list[Any], kinds: Iterable[type], wanted: Container[type]) -> list[Any]:
-    return list(compress(objects, map(wanted.__contains__, kinds)))
-
-
-def _readable(t: Tensor) -> bool:
-    return not (
-        is_wrapped(t)
-        or t.layout is not torch.strided
-        or t.is_meta
-        or t.is_nested
-        or t.is_quantized
-        or not t.numel()
-        or not storage_of(t).nbytes()  # freed by its owner
-    )
-
-
-def _frames() -> Iterator[FrameType]:
-    """All that run, but our own."""
-    for last in sys._current_frames().values():
-        frame: FrameType | None = last
-        while frame is not None:
-            if str(frame.f_globals.get("__name__")).partition(".")[0] != "causaltrace":
-                yield frame
-            frame = frame.f_back
-
-
-def _locals(frame: FrameType) -> dict[str, Any]:
-    """A copy: before Python 3.13 a frame keeps what it gave out, and all that is in there lives on."""
-    given = frame.f_locals
-    out = dict(given)
-    if type(given) is dict and frame.f_code.co_flags & inspect.CO_OPTIMIZED and sys.getrefcount(given) <= 3:
-        given.clear()
-    return out
-
-
-def _notice(found: dict[int, Any], frames: Iterable[FrameType]) -> Notice:
+def _notice(found: dict[int, Any], stack: Iterable[FrameType]) -> Notice:
     names: dict[int, str] = {}
-    for frame in frames:
-        inside = [(_locals(frame), frame.f_code.co_name), (frame.f_globals, frame.f_globals.get("__name__"))]
+    for frame in stack:
+        inside = [(names_in(frame), frame.f_code.co_name), (frame.f_globals, frame.f_globals.get("__name__"))]
         for held, where in inside:
             for name, value in list(held.items()):
                 if id(value) in found:

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
+from causaltrace.boundary.adopt import KINDS
 from causaltrace.boundary.arrays import Arrays
-from causaltrace.boundary.ndarray import LabelArray, lent
 from causaltrace.boundary.number import told
 from causaltrace.boundary.numpy import bound_to
 from causaltrace.lattice.cells import LABELS, Cells
@@ -26,35 +26,6 @@ from causaltrace.shadow import Shadow
 from causaltrace.stream import Stream
 
 Pattern = str | os.PathLike[str]
-
-
-class LabelMemmap(LabelArray, np.memmap):
-    """A memory map whose elements are followed; its slices are LabelArrays. Below it lies a plain one."""
-
-    @property
-    def base(self) -> Any:
-        lent(self, "numpy base")
-        return _below(self)
-
-    @property
-    def _mmap(self) -> Any:
-        lent(self, "numpy memmap")
-        return _below(self)._mmap
-
-    @_mmap.setter
-    def _mmap(self, value: Any) -> None:
-        """Numpy hands every new array what the array below it has."""
-
-    def flush(self) -> None:
-        _below(self).flush()
-
-
-def _below(a: LabelMemmap) -> Any:
-    return np.ndarray.base.__get__(a)
-
-
-#: What arrays with labels become.
-KINDS: dict[type, type] = {np.ndarray: LabelArray, np.memmap: LabelMemmap}
 
 
 @dataclass

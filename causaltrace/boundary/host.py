@@ -212,17 +212,24 @@ class Host:
     def arrays_in(self, out: Any, data: Any) -> None:
         """A tensor was made from arrays, numbers and tensors."""
         arrays, tracer = numpy.current(), self.tracer
-        found = [a for a in arrays_in(data) if not isinstance(a, Tensor)]
+        if not isinstance(out, Tensor):
+            return
         with _disable_current_modes():
-            if not isinstance(out, Tensor) or tracer.memory.known(out):
-                return
-            if isinstance(data, np.ndarray):
-                shadow = arrays.read(data)
-                if shadow is not None:
-                    after = arrays.follow("torch.tensor", "_to_copy", {"self": data}, [data])
-                    tracer.memory.write(out, after.shadows[0] if after else None)
-                    return
-        tracer.host_data(out, tensors(data) + [arrays.tensor(x) for x in found])
+            known = tracer.memory.known(out)
+            shared = arrays.lie_together(out, data) if isinstance(data, np.ndarray) else None
+            if not known:
+                self._read(out, data)
+            if shared is not None and not hasattr(data, "bare"):
+                shared.plain = True
+
+    def _read(self, out: Tensor, data: Any) -> None:
+        arrays, tracer = numpy.current(), self.tracer
+        if isinstance(data, np.ndarray) and arrays.read(data) is not None:
+            after = arrays.follow("torch.tensor", "_to_copy", {"self": data}, [data])
+            tracer.memory.write(out, after.shadows[0] if after else None)
+        else:
+            found = [arrays.tensor(a) for a in arrays_in(data) if not isinstance(a, Tensor)]
+            tracer.host_data(out, tensors(data) + found)
 
     def _entering(self, original: Callable[..., Any], place: int = 0) -> Callable[..., Any]:
         """``place``: of the data among the arguments."""

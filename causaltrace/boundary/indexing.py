@@ -76,7 +76,7 @@ def _write(arrays: Arrays, a: np.ndarray, key: Any, value: Any) -> None:
         bound = {"self": place, "indices": indices, "values": value}
         after = arrays.follow("numpy.setitem", "index_put", bound, [place], early=True)
     plain[bare(key)] = bare(value)
-    arrays.written("numpy.setitem", a, [place], after)
+    arrays.written("numpy.setitem", [a], [place], after)
 
 
 def array(arrays: Arrays, value: Any) -> Any:

@@ -41,6 +41,8 @@ def labelled(value: Any) -> Any:
 class LabelArray(np.ndarray):
     """An ndarray whose elements' supports are known to the open watch."""
 
+    __slots__ = ()
+
     @property
     def bare(self) -> np.ndarray:
         """The same memory as a plain array."""
@@ -289,4 +291,5 @@ def lent(a: Any, what: str = "numpy buffer") -> None:
         _open[-1].lent(what, a)
 
 
+slots.untracked(LabelArray)
 slots.buffered(LabelArray, lent)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
+import sysconfig
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,17 +13,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from causaltrace._compat import storage_of
 from causaltrace.boundary import hidden, indexing, slots, untold
-from causaltrace.boundary.arrays import Arrays, arrays_in, as_array, bare
+from causaltrace.boundary.arrays import Arrays, arrays_in, as_array, bare, lies_in
 from causaltrace.boundary.items import indexed
 from causaltrace.boundary.ndarray import LabelArray, labelled, opened, read
 from causaltrace.boundary.ndarray import current as current
 from causaltrace.boundary.number import told
+from causaltrace.boundary.plain import Plain
 from causaltrace.tracer import Tracer
 
+Found = tuple[Any, int, list[str]]
 Replace = Callable[[Any, str, Callable[..., Any]], None]
+#: By the ids of functions: where in installed modules, of what length, they were found.
+_found: dict[frozenset[int], dict[int, Found]] = {}
+NOWHERE: Found = (None, 0, [])
 
+#: Where Python and packages live.
+INSTALLED = tuple(
+    sysconfig.get_paths()[key] + os.sep for key in ("stdlib", "platstdlib", "purelib", "platlib")
+)
 #: Functions that make plain arrays of what they are given.
 MAKING = ("array", "asarray", "asanyarray", "ascontiguousarray", "asfortranarray", "require", "frombuffer")
 #: What they call what they are given.
@@ -48,7 +58,8 @@ SET = ("flat", "real", "imag")
 def enter(tracer: Tracer, replace: Replace, names: dict[int, Any]) -> list[Callable[[], None]]:
     """Follow numpy's arrays; returns what ends it. ``replace`` restores by itself; ``names``: what takes the
     place of functions of modules, by their ids."""
-    arrays = Arrays(tracer, labelled)
+    plain = Plain(tracer.memory)
+    arrays = Arrays(tracer, labelled, plain.adopted)
     names.update(untold.functions(arrays))
     for name in MAKING:
         names[id(getattr(np, name))] = _making(arrays, name, getattr(np, name))
@@ -65,8 +76,13 @@ def enter(tracer: Tracer, replace: Replace, names: dict[int, Any]) -> list[Calla
     setting = {name: _set(arrays, name) for name in SET}
     undo = slots.patched(np.ndarray, _items(arrays) | taking | setting)
 
+    tracer.memory.exposed = plain.labels
+
     def end() -> None:
         undo()
+        tracer.memory.exposed = None
+        for restore in plain.undo:
+            restore()
         tracer.release()
         arrays.open = False
 
@@ -74,12 +90,26 @@ def enter(tracer: Tracer, replace: Replace, names: dict[int, Any]) -> list[Calla
 
 
 def bound_to(names: dict[int, Any]) -> Iterator[tuple[Any, str, Any]]:
-    """Every module that has one of these functions, by whatever name it was imported."""
+    """Every module that has one of these functions, by whatever name it was imported. What is installed
+    takes on names while it is imported, and hardly later: it is looked through once for each length."""
+    found = _found.setdefault(frozenset(names), {})
     for module in list(sys.modules.values()):
         space = getattr(module, "__dict__", None)
-        for name, value in list(space.items()) if isinstance(space, dict) else ():
-            if id(value) in names and not module.__name__.startswith("causaltrace"):
+        if not isinstance(space, dict):
+            continue
+        known, length, bound = found.get(id(module), NOWHERE)
+        if known is not module or length != len(space):
+            ours = module.__name__.startswith("causaltrace")
+            bound = [] if ours else [name for name, value in list(space.items()) if id(value) in names]
+            if _installed(module):
+                found[id(module)] = module, len(space), bound
+        for name in bound:
+            if id(value := space.get(name)) in names:
                 yield module, name, value
+
+
+def _installed(module: Any) -> bool:
+    return str(getattr(module, "__file__", None) or "").startswith(INSTALLED)
 
 
 def _is(a: np.ndarray, b: np.ndarray) -> bool:
@@ -151,14 +181,15 @@ def _handed_out(arrays: Arrays, original: Any) -> Callable[..., Any]:
     def wrapper(t: Tensor, *args: Any, **kwargs: Any) -> Any:
         arrays.tracer.seek(t)
         out = original(t, *args, **kwargs)
-        if not isinstance(out, np.ndarray) or arrays.memory.entry(t) is None:
+        if not isinstance(out, np.ndarray) or not out.size:
             return out
-        if out.size and not arrays.known(bare(out)):
-            plain = bare(out)
-            if np.may_share_memory(plain, plain) and _same_memory(t, plain):
-                arrays.share(plain)
-            else:  # a copy, of another dtype
-                arrays.write(plain, arrays.memory.read(t))
+        plain = bare(out)
+        if lies_in(t, plain):
+            arrays.share(plain)
+        elif arrays.memory.entry(t) is None:
+            return out
+        else:  # a copy, of another dtype
+            arrays.write(plain, arrays.memory.read(t))
         return labelled(out)
 
     return wrapper
@@ -176,12 +207,6 @@ def _converted(arrays: Arrays, original: Any) -> Callable[..., Any]:
         return bare(handed_out(t, *args, **kwargs))
 
     return wrapper
-
-
-def _same_memory(t: Tensor, a: np.ndarray) -> bool:
-    storage = storage_of(t)
-    start = torch.UntypedStorage.data_ptr(storage)
-    return bool(start <= a.__array_interface__["data"][0] < start + storage.nbytes())
 
 
 def _items(arrays: Arrays) -> dict[str, Callable[..., Any]]:
@@ -211,7 +236,7 @@ def _taking(arrays: Arrays, name: str) -> Callable[..., Any]:
         args, kwargs = hidden.shown(arrays, [args, kwargs])
         out = getattr(self.view(LabelArray), name)(*args, **kwargs)
         if name in ("put", "fill", "setfield") and arrays.known(self):
-            arrays.lent(f"numpy {name} into an array that was made before labels reached numpy", self)
+            arrays.unseen(f"numpy {name}", self)
         return out
 
     return method
@@ -226,6 +251,6 @@ def _set(arrays: Arrays, name: str) -> Any:
         (value,) = hidden.shown(arrays, [value])
         original.__set__(self, bare(value))
         arrays.opaque(f"numpy.{name}", [value], [self])
-        arrays.lent(f"numpy {name} of an array", self)
+        arrays.unseen(f"numpy {name}", self)
 
     return property(original.__get__, put)

@@ -205,7 +205,7 @@ def put(call: Call) -> Any:
     bound = {"self": target, "indices": indices, "values": values}
     after = call.arrays.follow(call.full, "index_put", bound, [target], early=True)
     call.run()
-    call.arrays.written(call.full, a, [target], after)
+    call.arrays.written(call.full, [a], [target], after)
 
 
 # -- products ---------------------------------------------------------------------------------------------

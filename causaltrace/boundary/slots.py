@@ -18,20 +18,26 @@ import numpy as np
 #: CPython's flags of types whose attributes cannot be set, and of those that are called past ``__call__``;
 #: and where a type keeps its flags and its slots.
 IMMUTABLE, VECTORCALL = 1 << 8, 1 << 11
+#: The flag of types whose instances the garbage collector tracks.
+TRACKED = 1 << 14
+#: The flag of types that their instances count as references to.
+HEAP = 1 << 9
 WORD = ctypes.sizeof(ctypes.c_void_p)
 _FLAGS = next(
     place
     for place in range(WORD * 10, WORD * 40, WORD)
     if ctypes.c_ulong.from_address(id(np.ndarray) + place).value == np.ndarray.__flags__
 )
-_NEW = _FLAGS + 18 * WORD
+_NEW, _FREE = _FLAGS + 18 * WORD, _FLAGS + 19 * WORD
+_WORDS = {size: ctypes.c_void_p * size for size in (0, 1, 3, 8)}
+_TYPE = object.__basicsize__ - WORD  #: where an instance keeps its type
 _BUFFER, _MAPPING, _SEQUENCE = _FLAGS - WORD, _FLAGS - 7 * WORD, _FLAGS - 8 * WORD
 
 
 def _table(kind: type, place: int, size: int) -> Any:
     """A type's table of C functions; an empty one if it has none."""
     address = ctypes.c_void_p.from_address(id(kind) + place).value
-    return (ctypes.c_void_p * (size if address else 0)).from_address(address or id(kind))
+    return _WORDS[size if address else 0].from_address(address or id(kind))
 
 
 def patched(kind: type, methods: dict[str, Callable[..., Any]]) -> Callable[[], None]:
@@ -90,6 +96,28 @@ def no_sequence(kind: type) -> None:
     for child in children:
         if "__getitem__" not in vars(child):
             no_sequence(child)
+
+
+def untracked(kind: type) -> None:
+    """Instances of a subclass lie in memory as those of its base: the garbage collector, which puts a header
+    before what it tracks, does not track them either."""
+    base = kind.__base__
+    assert base is not None and kind.__basicsize__ == base.__basicsize__
+    if base.__flags__ & TRACKED:
+        return
+    ctypes.c_ulong.from_address(id(kind) + _FLAGS).value &= ~TRACKED
+    free = ctypes.c_void_p.from_address(id(base) + _FREE).value
+    ctypes.c_void_p.from_address(id(kind) + _FREE).value = free
+
+
+def become(x: object, kind: type) -> None:
+    """``x`` is a ``kind`` from now on, for everybody who holds it: ``x.__class__ = kind``, which Python
+    refuses where a class is written in C. Instances of both must lie in memory alike."""
+    old = type(x)
+    for cls, count in ((kind, ctypes.pythonapi.Py_IncRef), (old, ctypes.pythonapi.Py_DecRef)):
+        if cls.__flags__ & HEAP:
+            count(ctypes.py_object(cls))
+    ctypes.c_void_p.from_address(id(x) + _TYPE).value = id(kind)
 
 
 def buffered(kind: type, told: Callable[[Any], None]) -> None:

@@ -235,9 +235,7 @@ def _elements(arrays: Arrays, ufunc: np.ufunc, inputs: tuple[Any, ...], options:
         return out
     after = arrays.follow(full, name, bound, outs, rule, early=True)
     out = _run(arrays, ufunc, "__call__", inputs, options)
-    arrays.done(full, outs, after)
-    for target in outs:
-        arrays.unseen(full, target, after)
+    arrays.written(full, outs, outs, after)
     return _given_back(out, options["out"])
 
 
@@ -271,9 +269,7 @@ def _by_blocks(arrays: Arrays, ufunc: np.ufunc, inputs: tuple[Any, ...], options
         places = [_last(bare(o), a) for o, a in zip(outs, axes[len(cores) :], strict=True)]
         after = arrays.follow(full, full, bound, places, BLOCKS, early=True)
         out = _run(arrays, ufunc, "__call__", inputs, options)
-        arrays.done(full, places, after)
-        for target in outs:
-            arrays.unseen(full, target, after)
+        arrays.written(full, outs, places, after)
         return _given_back(out, options["out"])
     out = _run(arrays, ufunc, "__call__", inputs, options)
     results = out if isinstance(out, tuple) else (out,)
@@ -331,7 +327,7 @@ def _folding(
         (target,) = out
         after = arrays.follow(full, name, bound, [target], rule, early=True)
         _run(arrays, ufunc, method, inputs, {**options, "out": target})
-        arrays.written(full, target, [target], after)
+        arrays.written(full, [target], [target], after)
         return target
     result = _run(arrays, ufunc, method, inputs, options)
     arrays.done(full, [result], arrays.follow(full, name, bound, [result], rule))
@@ -354,7 +350,7 @@ def _at(arrays: Arrays, ufunc: np.ufunc, a: Any, indices: Any, *values: Any) -> 
         bound |= {"accumulate": True} if adds else {}
         after = arrays.follow(full, "index_put", bound, [place], ADD_AT if adds else STIR, early=True)
     _run(arrays, ufunc, "at", (plain, indices, *values), {})
-    arrays.written(full, a, [place], after)
+    arrays.written(full, [a], [place], after)
 
 
 def _opaque(arrays: Arrays, ufunc: np.ufunc, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:

@@ -9,15 +9,15 @@ def _by_name(reasons: dict[str, str]) -> dict[str, str]:
 
 _MISSED = {
     "what was computed before a watch is outside of it": """
-        before.float_copy before.derived
+        before.derived
     """,
 }
 _DOUBTED = {
     "a copy of the process has all values that there are": """
         threads.forked
     """,
-    "a plain copy that is older than the watch tells nobody who reads it": """
-        before.numpy_view before.numpy_copy before.python_list
+    "a list that is older than the watch tells nobody who reads it": """
+        before.python_list
     """,
 }
 

@@ -10,7 +10,7 @@ import torch
 from numpy import array, asarray
 from torch import Tensor, as_tensor, from_numpy, tensor
 
-from tests.laundering import MODEL, N_TOKENS, TILT, VOCAB, Piece, arrays, tensors, way
+from tests.laundering import MODEL, N_TOKENS, SEEN, TILT, VOCAB, Piece, arrays, tensors, way
 
 TABLE = np.linspace(0.1, 1.3, VOCAB)
 
@@ -79,6 +79,44 @@ lagging("a list that was made before the watch", python_list)
 lagging("a tensor that was copied before the watch", torch_copy)
 lagging("a tensor that was computed before the watch", float_copy)
 lagging("a numpy array that was computed before the watch", derived)
+
+
+ARRAY = np.zeros(SEEN, dtype=np.int64)
+VIEW, OVER_ARRAY = ARRAY[:], torch.from_numpy(ARRAY)
+TENSOR = torch.zeros(SEEN, dtype=torch.int64)
+OF_TENSOR = TENSOR.numpy()
+BYTES = bytearray(SEEN)
+OVER_BYTES = torch.frombuffer(BYTES, dtype=torch.uint8)
+
+
+@tensors("an array that torch had before the watch: torch writes, numpy reads")
+def array_with_tensor(x: Tensor) -> Tensor:
+    OVER_ARRAY.copy_(x)
+    return from_numpy(VIEW * 0.1).sum()
+
+
+@tensors("tensor.numpy() from before the watch: torch writes, Python reads")
+def tensor_with_array(x: Tensor) -> float:
+    TENSOR.copy_(x)
+    return float(OF_TENSOR.sum()) * 0.1
+
+
+@tensors("tensor.numpy() from before the watch: numpy writes, torch reads")
+def array_written(x: Tensor) -> Tensor:
+    OF_TENSOR[:] = x.numpy()
+    return TENSOR.double().sum() * 0.1
+
+
+@tensors("bytes that torch had before the watch: torch writes, Python reads")
+def bytes_with_tensor(x: Tensor) -> float:
+    OVER_BYTES.copy_(x)
+    return sum(BYTES) * 0.1
+
+
+@tensors("bytes that torch had before the watch: Python writes, torch reads")
+def bytes_written(x: Tensor) -> Tensor:
+    BYTES[:] = bytes(x.tolist())
+    return OVER_BYTES.double().sum() * 0.1
 
 
 def _plain(tokens: Tensor) -> Iterator[Piece]:

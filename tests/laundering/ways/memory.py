@@ -36,6 +36,37 @@ def alias_behind(x: Tensor) -> Tensor:
     return sums(buffer)
 
 
+@tensors("read through the memory of buffer.numpy(), which torch wrote")
+def numpy_in_front(x: Tensor) -> Tensor:
+    buffer = torch.zeros(3, dtype=torch.int64)
+    array = buffer.numpy()
+    buffer.copy_(x)
+    return torch.from_numpy(array * 0.1).sum()
+
+
+@tensors("read through an array that torch was given: buffer = from_numpy(zeros); buffer.copy_(...)")
+def alias_in_front(x: Tensor) -> Tensor:
+    array = np.zeros(3, dtype=np.int64)
+    buffer = torch.from_numpy(array)
+    buffer.copy_(x)
+    return torch.from_numpy(array * 0.1).sum()
+
+
+@tensors("the same with an array that numpy computed, through a view of it")
+def plain_in_front(x: Tensor) -> Tensor:
+    array = np.arange(5)
+    view = array[1:]
+    torch.from_numpy(array)[2:].copy_(x)
+    return torch.from_numpy(view[1:] * 0.1).sum()
+
+
+@tensors("the same as a Python number")
+def number_in_front(x: Tensor) -> float:
+    array = np.arange(3)
+    torch.from_numpy(array).copy_(x)
+    return float(array.sum()) * 0.1
+
+
 @tensors("torch.frombuffer over the bytes")
 def frombuffer(x: Tensor) -> Tensor:
     return sums(torch.frombuffer(bytearray(x.numpy().tobytes()), dtype=torch.int64))

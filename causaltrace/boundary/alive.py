@@ -1,0 +1,126 @@
+"""What a program has in its hands: the tensors, arrays and plain values that live."""
+
+from __future__ import annotations
+
+import gc
+import inspect
+import sys
+import types
+import weakref
+from array import array
+from collections import deque
+from collections.abc import Container, Iterable, Iterator
+from itertools import compress, filterfalse
+from mmap import mmap
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+from torch.nn import Parameter
+
+from causaltrace._compat import is_wrapped, storage_of
+
+TENSORS = frozenset((Tensor, Parameter))
+BUFFERS = frozenset((array, bytearray, mmap))
+SIZED = frozenset((list, tuple, dict, deque, bytes))
+_base = np.ndarray.base.__get__
+#: Most of what the collector tracks, and what holds no values of a program. Tuples are looked into where
+#: something else holds them: the constants of code are tuples that nothing else does. Names of classes are
+#: tracked by themselves.
+HOLDS_NONE = frozenset(
+    (
+        tuple,
+        types.BuiltinFunctionType,
+        types.GetSetDescriptorType,
+        types.MethodDescriptorType,
+        types.WrapperDescriptorType,
+        types.GenericAlias,
+        types.UnionType,
+        weakref.ReferenceType,
+        OpOverload,
+        type,
+    )
+)
+
+
+def alive(
+    stack: list[FrameType], lengths: Container[int] = ()
+) -> tuple[list[Tensor], list[np.ndarray], list[Any]]:
+    """Tensors that have memory; arrays; buffers, and lists and bytes of one of the ``lengths``. ``stack``:
+    whose names are looked at."""
+    objects = gc.get_objects()
+    objects = _chosen(objects, map(type, objects), set(map(type, objects)) - HOLDS_NONE)
+    kinds = list(map(type, objects))
+    tensors = [t for t in _chosen(objects, kinds, TENSORS) if _readable(t)]
+    # of a function the defaults count: its cells, and the names of its module, are tracked by themselves
+    functions = frozenset((types.FunctionType,))
+    level = [f.__defaults__ for f in _chosen(objects, kinds, functions)]
+    level += gc.get_referents(*_chosen(objects, kinds, set(kinds) - functions))
+    del objects
+    for frame in stack:
+        level += names_in(frame).values()
+    wanted = BUFFERS.union(_with_subclasses(np.ndarray))
+    values: dict[int, Any] = {}
+    while level:
+        level = _chosen(level, map(type, level), wanted | SIZED)
+        kinds = list(map(type, level))
+        some = _chosen(level, kinds, SIZED)
+        some = list(compress(some, map(lengths.__contains__, map(len, some))))
+        some += _chosen(level, kinds, wanted)
+        values.update(zip(map(id, some), some, strict=True))
+        # the collector does not track what holds nothing that it tracks
+        inner = list(filter(None, _chosen(level, kinds, (tuple,))))
+        inner += filterfalse(gc.is_tracked, _chosen(level, kinds, (dict,)))
+        level = gc.get_referents(*dict(zip(map(id, inner), inner, strict=True)).values())
+    arrays = [v for v in values.values() if isinstance(v, np.ndarray)]
+    below = list(map(_base, arrays))
+    while below := [a for a in below if isinstance(a, np.ndarray)]:
+        arrays += below
+        below = list(map(_base, below))
+    arrays = list({id(a): a for a in arrays}.values())
+    return tensors, arrays, [v for v in values.values() if not isinstance(v, np.ndarray)]
+
+
+def _with_subclasses(kind: type) -> Iterator[type]:
+    yield kind
+    sub: type
+    for sub in kind.__subclasses__():
+        yield from _with_subclasses(sub)
+
+
+def _chosen(objects: list[Any], kinds: Iterable[type], wanted: Container[type]) -> list[Any]:
+    return list(compress(objects, map(wanted.__contains__, kinds)))
+
+
+def _readable(t: Tensor) -> bool:
+    return not (
+        is_wrapped(t)
+        or t.layout is not torch.strided
+        or t.is_meta
+        or t.is_nested
+        or t.is_quantized
+        or not t.numel()
+        or not storage_of(t).nbytes()  # freed by its owner
+    )
+
+
+def frames() -> Iterator[FrameType]:
+    """All that run, but our own."""
+    for last in sys._current_frames().values():
+        frame: FrameType | None = last
+        while frame is not None:
+            if str(frame.f_globals.get("__name__")).partition(".")[0] != "causaltrace":
+                yield frame
+            frame = frame.f_back
+
+
+def names_in(frame: FrameType) -> dict[str, Any]:
+    """A copy: before Python 3.13 a frame keeps what it gave out, and all that is in there lives on."""
+    given = frame.f_locals
+    out = dict(given)
+    if type(given) is dict and frame.f_code.co_flags & inspect.CO_OPTIMIZED and sys.getrefcount(given) <= 3:
+        given.clear()
+    return out

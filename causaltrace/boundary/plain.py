@@ -1,0 +1,94 @@
+"""Plain arrays over memory that labels come to: from then on they tell, all that there are.
+
+Whoever reads a plain array asks nobody. So before labels are first written to memory that numpy has, too, the
+arrays that lie there are looked for among all that lives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from causaltrace._compat import data_ptr, storage_of
+from causaltrace.boundary.adopt import KINDS, adopt
+from causaltrace.boundary.alive import alive, frames
+from causaltrace.boundary.arrays import bounds, memory_of
+from causaltrace.boundary.ndarray import LabelArray
+from causaltrace.shadow import Memory
+
+#: How often a watch looks at all that lives; what comes later counts as told.
+LOOKS = 16
+
+Range = tuple[int, int]
+#: What holds memory, where it begins, and its bytes.
+Place = tuple[Any, int, int]
+_frombuffer = np.frombuffer  # before a watch patches it
+
+
+class Plain:
+    """Finds the plain arrays of one watch."""
+
+    def __init__(self, memory: Memory) -> None:
+        self._memory = memory
+        self._looks = LOOKS
+        self._older = False  #: have those over storages from before the watch been looked for?
+        self.undo: list[Callable[[], None]] = []
+
+    def labels(self, storage: torch.UntypedStorage) -> None:
+        """Labels are about to be written to a storage that others may read, for the first time."""
+        found = self._memory.at(data_ptr(storage))
+        if found is not None:
+            entry, start = found
+            if entry.plain and not self._look([(storage, start, entry.nbytes)]):
+                self._memory.open(*_extent(storage))
+            entry.plain = False
+        elif not self._older:
+            self._older = True
+            tensors, _, _ = alive(list(frames()))
+            self._look([_extent(storage_of(t)) for t in tensors if t.device.type == "cpu" and _lent(t)])
+
+    def adopted(self, a: np.ndarray) -> bool:
+        """Labels were written to an array that was plain: are all arrays that lie there known now?"""
+        return type(a) in KINDS and self._look([memory_of(a)], a)
+
+    def _look(self, places: list[Place], *more: np.ndarray) -> bool:
+        """Find what lies in these places; is all of it known to tell?"""
+        if self._looks == 0:
+            return False
+        self._looks -= 1
+        _, arrays, values = alive(list(frames()))
+        there = [a for a in {id(a): a for a in (*arrays, *more)}.values() if _meeting(bounds(a), places)]
+        for a in there:
+            self._memory.share(*memory_of(a))
+        self.undo.append(adopt([a for a in there if type(a) in KINDS]))
+        silent = [memory_of(a) for a in there if not isinstance(a, LabelArray)]
+        for buffer in values:
+            silent += _meeting(_buffer(buffer), places)
+        for place in silent:
+            self._memory.open(*place)
+        return not silent
+
+
+def _lent(t: Tensor) -> bool:
+    """Has torch given its memory to others, or got it from others? It never changes the size of it then."""
+    return not storage_of(t).resizable()
+
+
+def _extent(storage: torch.UntypedStorage) -> Place:
+    return storage, data_ptr(storage), storage.nbytes()
+
+
+def _buffer(value: Any) -> Range:
+    """The addresses of what others than numpy read and write, (0, 0) if there are none."""
+    try:
+        return bounds(_frombuffer(value, np.uint8))
+    except (TypeError, ValueError, BufferError):  # closed, or empty
+        return 0, 0
+
+
+def _meeting(one: Range, places: list[Place]) -> list[Place]:
+    return [place for place in places if one[0] < place[1] + place[2] and place[1] < one[1]]
