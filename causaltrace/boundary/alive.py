@@ -52,8 +52,9 @@ def alive(
     """Tensors that have memory; arrays; buffers, and lists and bytes of one of the ``lengths``. ``stack``:
     whose names are looked at."""
     objects = gc.get_objects()
-    objects = _chosen(objects, map(type, objects), set(map(type, objects)) - HOLDS_NONE)
-    kinds = list(map(type, objects))
+    kinds = list(map(type, objects))  # once: most of the time goes into fetching what objects are
+    some = list(map((set(kinds) - HOLDS_NONE).__contains__, kinds))
+    objects, kinds = list(compress(objects, some)), list(compress(kinds, some))
     tensors = [t for t in _chosen(objects, kinds, TENSORS) if _readable(t)]
     # of a function the defaults count: its cells, and the names of its module, are tracked by themselves
     functions = frozenset((types.FunctionType,))
@@ -67,10 +68,10 @@ def alive(
     while level:
         level = _chosen(level, map(type, level), wanted | SIZED)
         kinds = list(map(type, level))
-        some = _chosen(level, kinds, SIZED)
-        some = list(compress(some, map(lengths.__contains__, map(len, some))))
-        some += _chosen(level, kinds, wanted)
-        values.update(zip(map(id, some), some, strict=True))
+        sized = _chosen(level, kinds, SIZED)
+        found = list(compress(sized, map(lengths.__contains__, map(len, sized))))
+        found += _chosen(level, kinds, wanted)
+        values.update(zip(map(id, found), found, strict=True))
         # the collector does not track what holds nothing that it tracks
         inner = list(filter(None, _chosen(level, kinds, (tuple,))))
         inner += filterfalse(gc.is_tracked, _chosen(level, kinds, (dict,)))

@@ -19,11 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from causaltrace._compat import as_numpy, data_ptr, storage_of
+from causaltrace._compat import as_numpy, storage_of
 from causaltrace.boundary.adopt import KINDS
 from causaltrace.boundary.alive import alive, frames, names_in
 from causaltrace.boundary.arrays import memory_of, over
 from causaltrace.boundary.ndarray import LabelArray
+from causaltrace.boundary.plain import together
 from causaltrace.lattice.cells import LABELS, Cells
 from causaltrace.report.model import Notice
 from causaltrace.shadow import Shadow
@@ -52,41 +53,44 @@ WIDTHS = (np.uint8, np.int16, np.int32, np.int64, np.float32, np.float64)
 
 def look(tracer: Tracer, given: list[tuple[Stream, Tensor]], tell: Callable[[Notice], None]) -> list[Any]:
     """Look for copies of the tokens of the ``given`` streams. Returns the plain arrays that have labels."""
-    streams = [Original(stream, tokens) for stream, tokens in given if _evident(tokens)]
-    if not streams:
+    if not given:
         return []
+    streams = [Original(stream, tokens) for stream, tokens in given if _evident(tokens)]
     stack = list(frames())
     tensors, arrays, values = alive(stack, {n for s in streams for n in s.lengths})
+    memory = tracer.memory
+    together(memory, [tokens for _, tokens in given], tensors, arrays)
     for t in tensors:
         _known(tracer, streams, t, storage_of(t))
     for a in arrays:
-        if a.size and (type(a) in KINDS or isinstance(a, LabelArray)) and (over_it := over(a)) is not None:
+        follows = a.size and (type(a) in KINDS or isinstance(a, LabelArray))
+        if follows and (over_it := over(a)) is not None:
             _known(tracer, streams, over_it, a)
+    plain = [a for a in arrays if not isinstance(a, LabelArray)]
+    labelled = [a for a in plain if type(a) in KINDS and _labelled(tracer, a)]
+    known = set(map(id, labelled))
     found = {id(v): v for v in values if any(s.equals(v) for s in streams)}
-    labelled = []
-    for a in arrays:
-        if a.size and tracer.memory.at(a.__array_interface__["data"][0]) is not None:
-            if type(a) in KINDS:
-                labelled.append(a)
-                continue
-            if isinstance(a, LabelArray):
-                continue
-        if any(s.holds(a) for s in streams):
+    for a in plain:
+        if id(a) not in known and (_labelled(tracer, a) or any(s.repeated_by(a) for s in streams)):
             found[id(a)] = a
     if found:
         tell(_notice(found, stack))
     return labelled
 
 
+def _labelled(tracer: Tracer, a: np.ndarray) -> bool:
+    """Are there labels in the memory that an array begins in?"""
+    lies = tracer.memory.at(a.__array_interface__["data"][0]) if a.size else None
+    return lies is not None and bool(lies[0].shadow)
+
+
 def _known(tracer: Tracer, streams: list[Original], t: Tensor, owner: Any) -> None:
     """Give ``t`` its labels, if it has any. ``owner``: what holds its memory, a storage or an array."""
     memory = tracer.memory
-    if memory.entry(t) is not None:
+    entry = memory.entry(t)
+    if entry is not None and entry.shadow:
         return
     for s in streams:
-        if s.under(t):
-            memory.share(storage_of(s.tokens), *s.memory)
-            return
         if (labels := s.labels(t)) is not None:
             if isinstance(owner, np.ndarray):
                 memory.share(*memory_of(owner))
@@ -100,7 +104,6 @@ class Original:
     def __init__(self, stream: Stream, tokens: Tensor) -> None:
         self.tokens = tokens
         self.offset = stream.offset
-        self.memory = data_ptr(storage_of(tokens)), storage_of(tokens).nbytes()
         self.lengths = {tokens.numel() * np.dtype(width).itemsize for width in WIDTHS} | {len(tokens)}
 
     @cached_property
@@ -110,11 +113,6 @@ class Original:
     @cached_property
     def array(self) -> np.ndarray:
         return as_numpy(self.ids.cpu())
-
-    @cached_property
-    def own(self) -> np.ndarray | None:
-        """The tokens' memory."""
-        return as_numpy(self.tokens.detach()) if self.tokens.device.type == "cpu" else None
 
     @cached_property
     def numbers(self) -> list[int]:
@@ -141,11 +139,6 @@ class Original:
         return order, labels[1:] == labels[:-1]
 
     # -- tensors --------------------------------------------------------------------------------------
-
-    def under(self, t: Tensor) -> bool:
-        """Is ``t``, which has another storage, over the tokens' memory?"""
-        start, size = self.memory
-        return t.device == self.tokens.device and start <= data_ptr(storage_of(t)) < start + size
 
     def labels(self, t: Tensor) -> Shadow | None:
         """The labels that the elements of ``t`` are made of."""
@@ -228,10 +221,8 @@ class Original:
 
     # -- plain values ---------------------------------------------------------------------------------
 
-    def holds(self, a: np.ndarray) -> bool:
-        """Can the labels be read from an array that is not followed? Columns of one table count as well."""
-        if self.own is not None and np.may_share_memory(a, self.own):
-            return True
+    def repeated_by(self, a: np.ndarray) -> bool:
+        """Does an array that is not followed repeat the labels?"""
         same = a.size == self.ids.numel() and a.dtype.kind in "iuf"
         return same and np.array_equal(np.ndarray.view(a, np.ndarray).ravel(), self.array)
 

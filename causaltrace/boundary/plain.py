@@ -6,7 +6,8 @@ arrays that lie there are looked for among all that lives.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,40 @@ Range = tuple[int, int]
 #: What holds memory, where it begins, and its bytes.
 Place = tuple[Any, int, int]
 _frombuffer = np.frombuffer  # before a watch patches it
+
+
+def together(
+    memory: Memory, labels: list[Tensor], tensors: Iterable[Tensor], arrays: Iterable[np.ndarray]
+) -> None:
+    """Follow memory that several storages, or storages and arrays, lie in, by its addresses. ``labels``: the
+    tensors that have labels."""
+    shadows = [memory.read(t) for t in labels]
+    storages = {id(s): s for s in map(storage_of, (*labels, *tensors)) if s.device.type == "cpu"}
+    places = [(*bounds(a), True, memory_of(a)) for a in arrays if a.size]
+    places += [(at, at + size, False, (s, at, size)) for s, at, size in map(_extent, storages.values())]
+    places.sort(key=lambda place: place[:3])
+    for _, cluster in groupby(places, key=_Clusters()):
+        _, _, of_arrays, owners = zip(*cluster, strict=True)
+        if len(owners) > 1 and not all(of_arrays):
+            for owner, _, _ in owners:
+                memory.entries.pop(id(owner), None)
+            memory.share(*max(owners, key=lambda owner: owner[2])).plain = any(of_arrays)
+    for t, shadow in zip(labels, shadows, strict=True):
+        if memory.read(t) is None:
+            memory.write(t, shadow)
+
+
+class _Clusters:
+    """Numbers ranges, in ascending order, by the stretch of memory that they and their neighbours cover."""
+
+    def __init__(self) -> None:
+        self._number, self._stop = 0, 0
+
+    def __call__(self, place: tuple[Any, ...]) -> int:
+        start, stop = place[:2]
+        self._number += start >= self._stop
+        self._stop = max(self._stop, stop)
+        return self._number
 
 
 class Plain:

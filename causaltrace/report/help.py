@@ -78,7 +78,7 @@ HELP: dict[str, str] = {
         "`trace.score(...)`; then nothing else counts."
     ),
     "CT102": (
-        "Lists, numpy arrays or bytes that repeat all watched labels were there before the watch opened. "
+        "Lists or bytes that repeat all watched labels were there before the watch opened. "
         "They tell nobody who reads them, so nothing is proved about a program that could. Make them inside "
         "the watch from the watched tokens, or delete them (`del ids`) before it opens."
     ),

@@ -94,6 +94,44 @@ def test_what_torch_writes_is_followed(make: Callable[[], Pair], before: bool) -
     assert leak.status == "violation", leak
 
 
+def numpy_by_dlpack() -> Pair:
+    t = torch.arange(24)
+    return np.from_dlpack(t), t
+
+
+def torch_by_dlpack() -> Pair:
+    t = torch.arange(24)
+    return torch.from_dlpack(t).numpy(), t
+
+
+def torch_to_dlpack() -> Pair:
+    t = torch.arange(24)
+    return t.numpy(), torch.from_dlpack(t)
+
+
+@pytest.mark.parametrize(
+    "make", [numpy_by_dlpack, torch_by_dlpack, torch_to_dlpack], ids=lambda make: make.__name__
+)
+def test_aliases_from_before_the_watch_are_followed(make: Callable[[], Pair]) -> None:
+    legal, leak = (judged(make(), stream(), lag) for lag in (1, 0))
+    assert legal.status == "clean" and leak.status == "violation", (legal, leak)
+
+
+@pytest.mark.parametrize("first", [0, 5])
+def test_tokens_that_are_a_part_of_more(first: int) -> None:
+    def status(lag: int) -> str:
+        ids, model = stream(first + 24).numpy().copy(), Toy()
+        whole, tokens = torch.from_numpy(ids), torch.from_numpy(ids[first : first + 24])
+        with causaltrace.watch(tokens) as trace, torch.no_grad():
+            for t in range(1, 24):
+                at = first + t - lag
+                hint = whole[at : at + 1].float() * 0.1 + torch.from_numpy(ids[at : at + 1] * 0.1).float()
+                F.cross_entropy(model(tokens[:t])[-1:] + hint * model.head[0], tokens[t : t + 1]).item()
+        return trace.report.status
+
+    assert status(1) == "clean" and status(0) == "violation"
+
+
 def test_a_stream_that_is_found_has_its_arrays() -> None:
     ids = stream().numpy().copy()
     tokens, model = torch.from_numpy(ids), Toy()
