@@ -61,7 +61,7 @@ def forwards(a: np.ndarray) -> np.ndarray:
     return a[tuple(slice(None, None, -1 if s < 0 else 1) for s in a.strides)] if backwards(a) else a
 
 
-def _read_only(a: np.ndarray) -> bool:
+def read_only(a: np.ndarray) -> bool:
     """``flags.writeable`` warns of some arrays."""
     return bool(a.__array_interface__["data"][1])
 
@@ -76,7 +76,7 @@ def over(a: np.ndarray) -> Tensor | None:
     """A tensor over the memory of an array, if torch can have one."""
     if not _lies(a):
         return None
-    return _as_tensor(as_array(_Writable(a) if a.size and _read_only(a) else a))
+    return _as_tensor(as_array(_Writable(a) if a.size and read_only(a) else a))
 
 
 def owner_of(a: np.ndarray) -> Any:
@@ -267,7 +267,7 @@ class Arrays:
         a = as_array(bare(result))
         if not _lies(forwards(a)):
             return torch.full(a.shape, torch.nan)
-        return _as_tensor(a_copy(a) if backwards(a) or _read_only(a) else a)
+        return _as_tensor(a_copy(a) if backwards(a) or read_only(a) else a)
 
     def done(self, full: str, results: Sequence[Any], after: After | None) -> None:
         """Write what ``follow`` found; what is a number is in Python's hands."""
@@ -298,10 +298,18 @@ class Arrays:
         if not hasattr(a, "bare") and not self.adopted(a):
             self.lent(f"{full} into an array that was made before labels reached numpy", a)
 
-    def opaque(self, full: str, given: Any, results: Sequence[Any]) -> None:
-        """No rule: all that went in may be in all that came out."""
+    def opaque(self, full: str, given: Any, results: Sequence[Any], open_to: Sequence[Any] = ()) -> None:
+        """No rule: all that went in may be in all that came out. ``open_to``: arrays that may have been
+        written to, or not."""
         found = list(arrays_in(given))
-        self.done(full, results, self.follow(full, full, {"inputs": found}, results, UNKNOWN))
+        after = self.follow(full, full, {"inputs": found}, [*results, *open_to], UNKNOWN)
+        self.done(full, results, after)
+        for a, shadow in zip(open_to, after.shadows[len(results) :] if after else (), strict=False):
+            old = self.read(a) or Shadow()
+            parts = [old.possible or old.support, shadow.possible or shadow.support]
+            with _disable_current_modes():
+                self.write(a, old._replace(possible=self.tracer.algebra.join(*parts)))
+            self.unseen(full, a)
 
     def told(self, what: str, given: Any) -> None:
         """The values of an array, or of all that there are in arguments, went to Python."""

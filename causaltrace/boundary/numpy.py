@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import sys
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from causaltrace.boundary import hidden, indexing, slots, untold
+from causaltrace.boundary import compiled, hidden, indexing, slots, untold
 from causaltrace.boundary.arrays import Arrays, arrays_in, as_array, bare, lies_in
 from causaltrace.boundary.items import indexed
 from causaltrace.boundary.ndarray import LabelArray, labelled, opened, read
@@ -70,8 +71,10 @@ def enter(tracer: Tracer, replace: Replace, names: dict[int, Any]) -> list[Calla
     for name in ("__getitem__", "__setitem__"):
         replace(Tensor, name, indexed(arrays, getattr(Tensor, name)))
     slots.no_sequence(Tensor)
-    for owner, name, original in list(bound_to(names)):
+    bound = list(bound_to(names))
+    for owner, name, original in bound:
         replace(owner, name, names[id(original)])
+    before = set(sys.modules)
     taking = {name: _taking(arrays, name) for name in TAKING}
     setting = {name: _set(arrays, name) for name in SET}
     undo = slots.patched(np.ndarray, _items(arrays) | taking | setting)
@@ -85,8 +88,23 @@ def enter(tracer: Tracer, replace: Replace, names: dict[int, Any]) -> list[Calla
             restore()
         tracer.release()
         arrays.open = False
+        _restore(names, [module for name, module in list(sys.modules.items()) if name not in before])
 
-    return [opened(arrays), end, *hidden.enter(arrays), *untold.enter(arrays)]
+    @contextlib.contextmanager
+    def as_they_were() -> Iterator[None]:
+        ours = [
+            (owner, name, original) for owner, name, original in bound if vars(owner)[name] is not original
+        ]
+        for owner, name, original in ours:
+            setattr(owner, name, original)
+        try:
+            yield
+        finally:
+            for owner, name, original in ours:
+                setattr(owner, name, names[id(original)])
+
+    numba = compiled.enter(arrays, as_they_were)
+    return [opened(arrays), end, *hidden.enter(arrays), *untold.enter(arrays), *numba]
 
 
 def bound_to(names: dict[int, Any]) -> Iterator[tuple[Any, str, Any]]:
@@ -106,6 +124,15 @@ def bound_to(names: dict[int, Any]) -> Iterator[tuple[Any, str, Any]]:
         for name in bound:
             if id(value := space.get(name)) in names:
                 yield module, name, value
+
+
+def _restore(names: dict[int, Any], modules: list[Any]) -> None:
+    """Modules that were imported in the meantime have the functions themselves, as all others."""
+    originals = {id(new): new.__wrapped__ for new in names.values() if hasattr(new, "__wrapped__")}
+    for module in modules:
+        for name, value in list(getattr(module, "__dict__", {}).items()):
+            if id(value) in originals:
+                setattr(module, name, originals[id(value)])
 
 
 def _installed(module: Any) -> bool:

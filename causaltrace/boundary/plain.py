@@ -78,29 +78,29 @@ class Plain:
         found = self._memory.at(data_ptr(storage))
         if found is not None:
             entry, start = found
-            if entry.plain and not self._look([(storage, start, entry.nbytes)]):
+            if entry.plain and not self._follow(lambda _: [(storage, start, entry.nbytes)]):
                 self._memory.open(*_extent(storage))
             entry.plain = False
         elif not self._older:
             self._older = True
-            tensors, _, _ = alive(list(frames()))
-            self._look([_extent(storage_of(t)) for t in tensors if t.device.type == "cpu" and _lent(t)])
+            self._follow(lambda tensors: [_extent(storage_of(t)) for t in tensors if _lent(t)])
 
     def adopted(self, a: np.ndarray) -> bool:
         """Labels were written to an array that was plain: are all arrays that lie there known now?"""
-        return type(a) in KINDS and self._look([memory_of(a)], a)
+        return type(a) in KINDS and self._follow(lambda _: [memory_of(a)], a)
 
-    def _look(self, places: list[Place], *more: np.ndarray) -> bool:
-        """Find what lies in these places; is all of it known to tell?"""
+    def _follow(self, there: Callable[[list[Tensor]], list[Place]], *more: np.ndarray) -> bool:
+        """Whatever lies ``there`` (the places, by the tensors that live) tells from now on: does it all?"""
         if self._looks == 0:
             return False
         self._looks -= 1
-        _, arrays, values = alive(list(frames()))
-        there = [a for a in {id(a): a for a in (*arrays, *more)}.values() if _meeting(bounds(a), places)]
-        for a in there:
+        tensors, arrays, values = alive(list(frames()))
+        places = there(tensors)
+        meeting = [a for a in {id(a): a for a in (*arrays, *more)}.values() if _meeting(bounds(a), places)]
+        for a in meeting:
             self._memory.share(*memory_of(a))
-        self.undo.append(adopt([a for a in there if type(a) in KINDS]))
-        silent = [memory_of(a) for a in there if not isinstance(a, LabelArray)]
+        self.undo.append(adopt([a for a in meeting if type(a) in KINDS]))
+        silent = [memory_of(a) for a in meeting if not isinstance(a, LabelArray)]
         for buffer in values:
             silent += _meeting(_buffer(buffer), places)
         for place in silent:
@@ -110,7 +110,7 @@ class Plain:
 
 def _lent(t: Tensor) -> bool:
     """Has torch given its memory to others, or got it from others? It never changes the size of it then."""
-    return not storage_of(t).resizable()
+    return t.device.type == "cpu" and not storage_of(t).resizable()
 
 
 def _extent(storage: torch.UntypedStorage) -> Place:

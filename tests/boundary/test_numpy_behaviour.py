@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import importlib
 import io
 import json
 import pickle
@@ -238,6 +239,19 @@ def test_numpy_is_as_it_was() -> None:
     with pytest.raises(ZeroDivisionError), causaltrace.watch(X.reshape(-1)):
         1 // 0  # noqa: B018
     assert not differs(before, state())
+
+
+def test_modules_that_are_imported_inside_have_the_functions_afterwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "imported_inside.py").write_text("from numpy import zeros\nfrom torch import tensor\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    originals = [np.zeros, torch.tensor]
+    with causaltrace.watch(X.reshape(-1)):
+        module = importlib.import_module("imported_inside")
+        assert [module.zeros, module.tensor] != originals
+    assert [module.zeros, module.tensor] == originals
+    monkeypatch.delitem(sys.modules, "imported_inside")
 
 
 def test_numpy_is_as_fast_as_it_was() -> None:
