@@ -65,6 +65,14 @@ class Host:
         self._names: dict[int, Callable[..., Any]] = {}  #: what takes the place of functions, by their ids
 
     def __enter__(self) -> Host:
+        try:
+            self._enter()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def _enter(self) -> None:
         for name in LEAVING:
             self._replace(Tensor, name, self._leaving(name, getattr(Tensor, name)))
         interface = self._leaving("data_ptr", vars(Tensor)["__cuda_array_interface__"].fget)
@@ -93,13 +101,12 @@ class Host:
             self._replace(module, "setup_compilation_env", unseen(self.tracer, self, environment))
         for name in (*SILENT, *CHECKING):
             self._takes_apart(name)
-        self._undo += numpy.enter(self.tracer, self._replace, self._names)
+        numpy.enter(self.tracer, self._replace, self._names, self._undo)
         hooks = (
             register_optimizer_step_pre_hook(self.tracer.step_begins),
             register_optimizer_step_post_hook(self.tracer.step_ends),
         )
         self._undo += [hook.remove for hook in hooks]
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

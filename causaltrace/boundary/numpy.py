@@ -56,9 +56,9 @@ TAKING = (
 SET = ("flat", "real", "imag")
 
 
-def enter(tracer: Tracer, replace: Replace, names: dict[int, Any]) -> list[Callable[[], None]]:
-    """Follow numpy's arrays; returns what ends it. ``replace`` restores by itself; ``names``: what takes the
-    place of functions of modules, by their ids."""
+def enter(tracer: Tracer, replace: Replace, names: dict[int, Any], undo: list[Callable[[], None]]) -> None:
+    """Follow numpy's arrays; what ends it goes to ``undo``. ``replace`` restores by itself; ``names``: what
+    takes the place of functions of modules, by their ids."""
     plain = Plain(tracer.memory)
     arrays = Arrays(tracer, labelled, plain.adopted)
     names.update(untold.functions(arrays))
@@ -77,15 +77,15 @@ def enter(tracer: Tracer, replace: Replace, names: dict[int, Any]) -> list[Calla
     before = set(sys.modules)
     taking = {name: _taking(arrays, name) for name in TAKING}
     setting = {name: _set(arrays, name) for name in SET}
-    undo = slots.patched(np.ndarray, _items(arrays) | taking | setting)
+    restore = slots.patched(np.ndarray, _items(arrays) | taking | setting)
 
     tracer.memory.exposed = plain.labels
 
     def end() -> None:
-        undo()
+        restore()
         tracer.memory.exposed = None
-        for restore in plain.undo:
-            restore()
+        for give_back in plain.undo:
+            give_back()
         tracer.release()
         arrays.open = False
         _restore(names, [module for name, module in list(sys.modules.items()) if name not in before])
@@ -103,22 +103,27 @@ def enter(tracer: Tracer, replace: Replace, names: dict[int, Any]) -> list[Calla
             for owner, name, original in ours:
                 setattr(owner, name, names[id(original)])
 
-    numba = compiled.enter(arrays, as_they_were)
-    return [opened(arrays), end, *hidden.enter(arrays), *untold.enter(arrays), *numba]
+    undo += [opened(arrays), end]
+    undo += hidden.enter(arrays)
+    undo += untold.enter(arrays)
+    undo += compiled.enter(arrays, as_they_were)
 
 
 def bound_to(names: dict[int, Any]) -> Iterator[tuple[Any, str, Any]]:
     """Every module that has one of these functions, by whatever name it was imported. What is installed
     takes on names while it is imported, and hardly later: it is looked through once for each length."""
     found = _found.setdefault(frozenset(names), {})
-    for module in list(sys.modules.values()):
+    for path, module in list(sys.modules.items()):
         space = getattr(module, "__dict__", None)
         if not isinstance(space, dict):
             continue
         known, length, bound = found.get(id(module), NOWHERE)
         if known is not module or length != len(space):
-            ours = module.__name__.startswith("causaltrace")
-            bound = [] if ours else [name for name, value in list(space.items()) if id(value) in names]
+            bound = (
+                []
+                if path.startswith("causaltrace")
+                else [name for name, value in list(space.items()) if id(value) in names]
+            )
             if _installed(module):
                 found[id(module)] = module, len(space), bound
         for name in bound:

@@ -241,6 +241,30 @@ def test_numpy_is_as_it_was() -> None:
     assert not differs(before, state())
 
 
+def test_modules_may_be_anything(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Space:
+        def __init__(self) -> None:
+            self.zeros = np.zeros
+
+    found = Space()
+    monkeypatch.setitem(sys.modules, "some_space", found)
+    monkeypatch.setitem(sys.modules, "some_hole", None)
+    with causaltrace.watch(X.reshape(-1)):
+        assert found.zeros is np.zeros
+
+
+def test_a_watch_that_cannot_open_leaves_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = state()
+    monkeypatch.setattr("causaltrace.boundary.untold.enter", lambda _: pytest.fail("mine"))
+    with pytest.raises(pytest.fail.Exception, match="mine"), causaltrace.watch(X.reshape(-1)):
+        pass
+    monkeypatch.undo()
+    assert not differs(before, state())
+    with causaltrace.watch(X.reshape(-1)) as trace:
+        pass
+    assert trace.report
+
+
 def test_modules_that_are_imported_inside_have_the_functions_afterwards(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
