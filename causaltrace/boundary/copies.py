@@ -37,6 +37,8 @@ EVIDENCE = 8
 #: A piece may lie anywhere. Labels drawn one by one, each as often as the stream has it, would be equal to it
 #: somewhere with a chance of 1 to 2 to the power of so many bits.
 BITS = 32
+#: Rows of windows that overlap may hold so many times the labels of the stream.
+TIMES = 64
 #: Rows, times labels to compare them with, that are looked at.
 LIMIT = 2**30
 #: Named one by one in the report.
@@ -135,24 +137,26 @@ class Original:
     @cached_property
     def groups(self) -> tuple[Tensor, Tensor]:
         """Positions by label, and which of them have the label of the one before."""
-        labels, order = self.ids.sort(stable=True)
-        return order, labels[1:] == labels[:-1]
+        return _grouped(self.ids)
+
+    @cached_property
+    def some(self) -> tuple[Tensor, Tensor]:
+        """The same of the first positions: enough to tell most of what is not made of labels."""
+        return _grouped(self.ids[:1024])
 
     # -- tensors --------------------------------------------------------------------------------------
 
     def labels(self, t: Tensor) -> Shadow | None:
         """The labels that the elements of ``t`` are made of."""
-        if t.dtype.is_complex:
-            return None
+        whole = t.numel() == self.ids.numel() and not t.dtype.is_complex
+        if not (whole or t.dtype in INTEGERS and EVIDENCE <= t.numel() <= TIMES * self.ids.numel()):
+            return None  # weights may be large: nothing is done with them
         flat = t.detach().flatten()
-        flat = flat.double() if t.is_floating_point() else flat.long()
-        if t.numel() == self.ids.numel():
-            flat = flat.to(self.ids.device)
-            if not (self.repeated(flat) or self.linear(flat) or self.function(flat)):
-                return None
-            positions: Tensor | None = torch.arange(t.numel())
+        if whole:
+            flat = (flat.double() if t.is_floating_point() else flat.long()).to(self.ids.device)
+            positions = torch.arange(t.numel()) if self.function(flat) else None
         else:
-            positions = self.pieces(flat, t.shape) if t.dtype in INTEGERS else None
+            positions = self.pieces(flat, t.shape)
         if positions is None:
             return None
         none = torch.from_numpy(self.array[as_numpy(positions)] < 0)
@@ -176,20 +180,21 @@ class Original:
         return between and bool(slope) and torch.allclose(values, values[low] + slope * (ids - ids[low]))
 
     def function(self, flat: Tensor) -> bool:
-        """Are elements equal wherever labels are, and not just because most of them are equal?"""
-        order, same = self.groups
-        values = flat[order]
-        if bool((same & (values[1:] != values[:-1])).any()):
-            return False
-        most = values.mode().values
-        return int((same & (values[1:] != most)).sum()) >= EVIDENCE
+        """Are elements equal wherever labels are, and not by chance, or because most of them are equal?"""
+        for order, same in (self.some, self.groups):
+            values = flat[order]
+            if bool((same & (values[1:] != values[:-1])).any()):
+                return False
+        often = (same & (values[1:] != values.mode().values)).sum()
+        return int(often) >= EVIDENCE or self.repeated(flat) or self.linear(flat)
 
     def pieces(self, flat: Tensor, shape: torch.Size) -> Tensor | None:
         """The positions of a piece of the stream, or of rows that are."""
         low, high = self.range
-        if flat.numel() < EVIDENCE or int(flat.min()) < low or int(flat.max()) > high:
+        some = flat[:1024].long()
+        if int(some.min()) < low or int(some.max()) > high:
             return None
-        values = as_numpy(flat.cpu())
+        values = as_numpy(flat.long().cpu())
         places = [self._place(values)]
         if places[0] is None and len(shape) > 1:
             rows, places = values.reshape(-1, shape[-1]), []
@@ -231,6 +236,11 @@ class Original:
         if type(value) in LISTS:
             return len(value) in self.lengths and _flat(value) == self.numbers
         return any(value == raw for raw in self.bytes)
+
+
+def _grouped(ids: Tensor) -> tuple[Tensor, Tensor]:
+    labels, order = ids.sort(stable=True)
+    return order, labels[1:] == labels[:-1]
 
 
 def _evident(tokens: Tensor) -> bool:
