@@ -17,10 +17,18 @@ from torch.utils import _python_dispatch
 
 #: The Python object of a tensor's storage: the same for all views, alive as long as any owner is.
 storage_of = torch._C.TensorBase.untyped_storage
-#: The address of a storage, whatever a watch does to ``Tensor.data_ptr``.
-data_ptr = torch.UntypedStorage.data_ptr
+_data_ptr = torch.UntypedStorage.data_ptr
 #: A tensor as an array, whatever a watch does to ``Tensor.numpy``.
 as_numpy = torch.Tensor.numpy
+
+
+def data_ptr(storage: torch.UntypedStorage) -> int:
+    """The address of a storage, whatever a watch does to ``Tensor.data_ptr``; 0 if it has no memory, as the
+    zeros that forward derivatives begin with."""
+    try:
+        return _data_ptr(storage)
+    except RuntimeError:
+        return 0
 
 
 def owners(storage: torch.UntypedStorage) -> int:

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.nn import Parameter
 
-from causaltrace._compat import is_wrapped, storage_of
+from causaltrace._compat import data_ptr, is_wrapped, storage_of
 
 TENSORS = frozenset((Tensor, Parameter))
 BUFFERS = frozenset((array, bytearray, mmap))
@@ -105,6 +105,7 @@ def _readable(t: Tensor) -> bool:
         or t.is_quantized
         or not t.numel()
         or not storage_of(t).nbytes()  # freed by its owner
+        or not data_ptr(storage_of(t))
     )
 
 

@@ -251,3 +251,14 @@ def test_an_error_leaves_plain_arrays() -> None:
     with pytest.raises(KeyError, match="mine"):
         fails()
     assert type(a) is np.ndarray and a.tolist() == tokens.tolist()
+
+
+def test_zeros_that_have_no_memory() -> None:
+    tokens, zeros = stream(), torch._efficientzerotensor(24)
+    a = np.arange(24)
+    torch.from_numpy(a)
+    with causaltrace.watch(tokens) as trace, torch.autograd.forward_ad.dual_level():
+        torch.from_numpy(a).copy_(tokens)
+        dual = torch.autograd.forward_ad.make_dual(torch.ones(24), tokens.float()) * 0.1
+        assert torch.autograd.forward_ad.unpack_dual(dual).tangent.shape == zeros.shape
+    assert not trace.report.error
