@@ -31,6 +31,11 @@ def data_ptr(storage: torch.UntypedStorage) -> int:
         return 0
 
 
+def extent(storage: torch.UntypedStorage) -> tuple[torch.UntypedStorage, int, int]:
+    """A storage, its address, and its bytes."""
+    return storage, data_ptr(storage), storage.nbytes()
+
+
 def owners(storage: torch.UntypedStorage) -> int:
     """How many hold it: its Python object, and the tensors on it."""
     return int(torch._C._storage_Use_Count(storage._cdata))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from causaltrace._compat import data_ptr, storage_of
+from causaltrace._compat import extent, storage_of
 from causaltrace.parts import Depth
 from causaltrace.rules import TABLE, UNKNOWN, Rule
 from causaltrace.schema import Op, tensors
@@ -97,14 +97,14 @@ def memory_of(a: np.ndarray) -> tuple[Any, int, int]:
     """What holds an array's memory, its address, and its bytes."""
     owner = owner_of(a)
     if isinstance(owner, torch.UntypedStorage):
-        return owner, data_ptr(owner), owner.nbytes()
+        return extent(owner)
     low, high = bounds(owner)
     return owner, low, high - low
 
 
 def lies_in(t: Tensor, a: np.ndarray) -> bool:
     """Is the memory of ``a`` that of ``t``?"""
-    start, size = data_ptr(storage_of(t)), storage_of(t).nbytes()
+    _, start, size = extent(storage_of(t))
     return bool(start <= a.__array_interface__["data"][0] < start + size)
 
 

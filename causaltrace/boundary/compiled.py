@@ -58,6 +58,7 @@ class _Importing(MetaPathFinder):
                 run(module)
             self._then()
 
+        # of this loader alone: it loads numba, and nothing else
         spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
 

@@ -31,7 +31,9 @@ NOWHERE: Found = (None, 0, [])
 
 #: Where Python and packages live.
 INSTALLED = tuple(
-    sysconfig.get_paths()[key] + os.sep for key in ("stdlib", "platstdlib", "purelib", "platlib")
+    path + os.sep
+    for key, path in sysconfig.get_paths().items()
+    if key in ("stdlib", "platstdlib", "purelib", "platlib")
 )
 #: Functions that make plain arrays of what they are given.
 MAKING = ("array", "asarray", "asanyarray", "ascontiguousarray", "asfortranarray", "require", "frombuffer")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from causaltrace._compat import as_numpy, data_ptr, storage_of
+from causaltrace._compat import as_numpy, extent, storage_of
 from causaltrace.lattice.cells import Cells
 from causaltrace.shadow import Entry, Shadow
 from causaltrace.tracer import Tracer
@@ -87,7 +87,7 @@ class Outside:
                 self._open(storage_of(out))
 
     def _open(self, storage: torch.UntypedStorage) -> None:
-        self._memory.open(storage, data_ptr(storage), storage.nbytes())
+        self._memory.open(*extent(storage))
 
     def forked(self, what: str) -> None:
         """A copy of the process has all values."""

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from causaltrace._compat import data_ptr, storage_of
+from causaltrace._compat import data_ptr, extent, storage_of
 from causaltrace.boundary.adopt import KINDS, adopt
 from causaltrace.boundary.alive import alive, frames
 from causaltrace.boundary.arrays import bounds, memory_of
@@ -38,7 +38,7 @@ def together(
     shadows = [memory.read(t) for t in labels]
     storages = {id(s): s for s in map(storage_of, (*labels, *tensors)) if s.device.type == "cpu"}
     places = [(*bounds(a), True, memory_of(a)) for a in arrays if a.size]
-    places += [(at, at + size, False, (s, at, size)) for s, at, size in map(_extent, storages.values())]
+    places += [(at, at + size, False, (s, at, size)) for s, at, size in map(extent, storages.values())]
     places.sort(key=lambda place: place[:3])
     for _, cluster in groupby(places, key=_Clusters()):
         _, _, of_arrays, owners = zip(*cluster, strict=True)
@@ -79,11 +79,11 @@ class Plain:
         if found is not None:
             entry, start = found
             if entry.plain and not self._follow(lambda _: [(storage, start, entry.nbytes)]):
-                self._memory.open(*_extent(storage))
+                self._memory.open(*extent(storage))
             entry.plain = False
         elif not self._older:
             self._older = True
-            self._follow(lambda tensors: [_extent(storage_of(t)) for t in tensors if _lent(t)])
+            self._follow(lambda tensors: [extent(storage_of(t)) for t in tensors if _lent(t)])
 
     def adopted(self, a: np.ndarray) -> bool:
         """Labels were written to an array that was plain: are all arrays that lie there known now?"""
@@ -111,10 +111,6 @@ class Plain:
 def _lent(t: Tensor) -> bool:
     """Has torch given its memory to others, or got it from others? It never changes the size of it then."""
     return t.device.type == "cpu" and not storage_of(t).resizable()
-
-
-def _extent(storage: torch.UntypedStorage) -> Place:
-    return storage, data_ptr(storage), storage.nbytes()
 
 
 def _buffer(value: Any) -> Range:
