@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,35 +13,14 @@ from causaltrace.boundary.host import Host
 from causaltrace.boundary.outside import Outside
 from causaltrace.lattice.cells import Cells
 from causaltrace.lattice.exact import Exact
-from causaltrace.ledger import Ledger, Pending
+from causaltrace.reach import Reach
 from causaltrace.schema import tensors
 from causaltrace.shadow import Shadow
 from causaltrace.site import Site
-from causaltrace.step import Recorder
 from causaltrace.tracer import Tracer
 
 #: Input elements that one run of the function follows.
 ELEMENTS = 1024
-
-
-class Reach:
-    """What left torch may have decided anything since."""
-
-    ledger: Ledger
-
-    def __init__(self) -> None:
-        self.opaque_ops: dict[str, Site] = {}
-
-    def scored(self, shadow: Shadow, site: Site) -> None: ...
-    def candidate(self, pending: Pending, site: Site) -> None: ...
-
-    def escaped(self, what: str, shadow: Shadow, site: Site) -> None:
-        self.ledger.raise_watermark(self.ledger.depends(shadow, "possible"))
-
-    def opaque(self, op: str, cells: Cells | None, site: Site) -> None:
-        self.opaque_ops.setdefault(op, site)
-
-    def updated(self, held: list[Cells], site: Site) -> None: ...
 
 
 def dependencies(fn: Callable[..., Any], *inputs: Tensor) -> list[list[Tensor]]:
@@ -97,7 +76,7 @@ def follow(fn: Callable[..., Any], inputs: tuple[Tensor, ...], window: range) ->
     """One run of ``fn`` on copies of the inputs, where only the elements of ``window`` are told apart."""
     reach = Reach()
     lattice = Exact(window)
-    tracer = Tracer(cast(Recorder, reach), False, torch.device("cpu"), lattice)
+    tracer = Tracer(reach, False, torch.device("cpu"), lattice)
     ledger = reach.ledger = tracer.ledger
     copies = [t.detach().clone().requires_grad_(t.requires_grad) for t in inputs]
     first = 0

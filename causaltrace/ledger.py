@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,7 +76,10 @@ class Ledger:
         window = algebra.lattice.width - Horizon.width
         self.matrix = torch.zeros(0, window, dtype=torch.uint8, device=device)  #: [score, label]
         self.version = 0
-        self.watermark: Cells | None = None
+        self._watermark: Cells | None = None
+        #: Called before the watermark is read, and with what joins it (see ``boundary.processes``).
+        self.asked: Callable[[], None] | None = None
+        self.rose: Callable[[Cells], None] | None = None
         self.candidates: list[Score] = []
         self.order: list[Tensor] = []  #: positions as they were scored, on the host
         self.latest: list[Tensor] = []  #: the latest label that reached each of these scores, -1 if none did
@@ -87,6 +91,7 @@ class Ledger:
         #: The last readouts, and where their rows are.
         self._picked: deque[tuple[weakref.ref[Any], Cells]] = deque(maxlen=PICKED)
         memory.value = self.value
+        memory.mark = lambda: self.watermark
 
     def grow(self, size: int) -> None:
         extra = size - self.is_scored.numel()
@@ -98,6 +103,11 @@ class Ledger:
             self.readout = torch.cat((self.readout, none))
             rows = torch.zeros(extra, self.matrix.shape[1], dtype=torch.uint8, device=self.device)
             self.matrix = torch.cat((self.matrix, rows))
+
+    def on_host(self) -> Callable[[], None]:
+        """For a copy of the process, which can use no device: what it calls to go on."""
+        flags = {name: getattr(self, name).cpu() for name in ("was_read", "is_scored", "readout", "matrix")}
+        return lambda: vars(self).update(flags, device=torch.device("cpu"))
 
     # -- reading --------------------------------------------------------------------------------------
 
@@ -209,8 +219,9 @@ class Ledger:
         held = returned and bool(
             (flat >> POSITION_BITS < self._first_marked).all()
         )  # fixed before anything left
-        if self.watermark is not None and not held:  # a branch in Python may have decided anything since
-            mark = self.now(self.watermark.data.reshape(-1), bound=True).to(maybe.device)
+        watermark = None if held else self.watermark
+        if watermark is not None:  # a branch in Python may have decided anything since
+            mark = self.now(watermark.data.reshape(-1), bound=True).to(maybe.device)
             hidden = torch.full_like(mark, -1)
             hidden[1] = mark[1]
             maybe = torch.maximum(maybe, hidden)
@@ -358,8 +369,15 @@ class Ledger:
                 changed = True
             if changed:
                 entry.set(old._replace(**planes))  # type: ignore[arg-type]
-        if self.watermark is not None:
-            self.watermark = fresh(self.watermark, True)
+        if self._watermark is not None:
+            self._watermark = fresh(self._watermark, True)
+
+    @property
+    def watermark(self) -> Cells | None:
+        """All that has left torch so far."""
+        if self.asked is not None:
+            self.asked()
+        return self._watermark
 
     def raise_watermark(self, cells: Cells | None) -> None:
         """A value with this support reached plain Python."""
@@ -367,10 +385,11 @@ class Ledger:
         if everything is not None:
             data = self.now(everything.data.cpu(), bound=True)
             mark = everything if data is everything.data else Cells(data, everything.origin, everything.node)
-            if self.watermark is None:
+            if self._watermark is None:
                 self._first_marked = self._next_readout
-            self.watermark = self.algebra.join(self.watermark, mark)
-            self.memory.reached(self.watermark)
+            self._watermark = self.algebra.join(self._watermark, mark)
+            if self.rose is not None:
+                self.rose(mark)
 
     def forget_scores(self) -> None:
         """Nothing has been scored: explicit scores replace the ones that were seen."""

@@ -108,6 +108,11 @@ def _settled(shadow: Shadow | None) -> bool:
     return torch.equal(*torch.broadcast_tensors(possible, shadow.support.data))
 
 
+def _lent(t: Tensor, storage: torch.UntypedStorage) -> bool:
+    """May others have its memory? That of a device is all alike, and told of where it is handed out."""
+    return not storage.resizable() or storage.is_shared() and not t.is_cuda
+
+
 def geometry(t: Tensor) -> Geometry:
     if t.is_nested:  # no sizes and strides: one value for all that the storage holds
         return Geometry(0, (storage_of(t).nbytes() // t.itemsize,), (1,), t.itemsize)
@@ -126,10 +131,10 @@ class Memory:
         self.starts: list[int] = []  #: addresses of shared memory, ascending
         self._shared: list[tuple[int, int]] = []  #: where each ends, and the key of its entry
         self._shifted: dict[int, tuple[int, weakref.ref[torch.UntypedStorage]]] = {}
-        #: Memory that was handed out; what may have been written there since; and who is told of what
-        #: operations write there.
+        #: Memory that was handed out; what others know, who may have written it there; and who is told of
+        #: what operations write there.
         self._opened: dict[int, Entry] = {}
-        self._mark: Cells | None = None
+        self.mark: Callable[[], Cells | None] = lambda: None
         self.leaks: Callable[[Shadow], None] = lambda _: None
         #: Called before labels come to memory that others may read unseen.
         self.exposed: Callable[[torch.UntypedStorage], None] | None = None
@@ -143,13 +148,9 @@ class Memory:
             entry.blank = False
             entry.set(Shadow())
 
-    def reached(self, mark: Cells | None) -> None:
-        """Others may know ``mark`` by now."""
-        self._mark = mark
-
-    def _hedged(self, shadow: Shadow, ndim: int) -> Shadow:
-        mark = None if self._mark is None else self._algebra.reshaped(self._mark, (1,) * ndim)
-        return shadow._replace(possible=self._algebra.join(shadow.possible or shadow.support, mark))
+    def _hedged(self, shadow: Shadow, mark: Cells, ndim: int) -> Shadow:
+        there = self._algebra.reshaped(mark, (1,) * ndim)
+        return shadow._replace(possible=self._algebra.join(shadow.possible or shadow.support, there))
 
     def unwritten(self, t: Tensor, cells: Cells) -> None:
         """The elements of ``t`` are whatever was in memory before, of which ``cells`` are the labels."""
@@ -280,8 +281,8 @@ class Memory:
     def seen(self, entry: Entry, t: Tensor) -> Shadow | None:
         """What ``t`` sees of the shadow of its storage, and of what others may have written there."""
         shadow = self._seen(entry, t)
-        if self._opened and self._mark is not None and id(entry) in self._opened:
-            return self._hedged(shadow or Shadow(), t.ndim)
+        if self._opened and id(entry) in self._opened and (mark := self.mark()) is not None:
+            return self._hedged(shadow or Shadow(), mark, t.ndim)
         return shadow
 
     def _seen(self, entry: Entry, t: Tensor) -> Shadow | None:
@@ -327,6 +328,17 @@ class Memory:
             cells.moved[key] = out
         return out
 
+    def declare(self, t: Tensor, shadow: Shadow) -> None:
+        """The elements of ``t`` have had ``shadow`` since before anybody looked. Who has had its memory as
+        long, like other processes, learns nothing now."""
+        handed_out, leaks, self.leaks = set(self._opened), self.leaks, lambda _: None
+        try:
+            self.write(t, shadow)
+        finally:
+            self.leaks = leaks
+        if id(self.entry(t)) in handed_out:
+            leaks(shadow)
+
     def write(self, t: Tensor, shadow: Shadow | None) -> None:
         """The elements of ``t`` now have ``shadow`` (None: they depend on no label)."""
         storage = storage_of(t)
@@ -337,7 +349,7 @@ class Memory:
         if (
             shadow is not None
             and self.exposed is not None
-            and (not storage.resizable() if entry is None else entry.plain)
+            and (_lent(t, storage) if entry is None else entry.plain)
             and shadow._replace(possible=None)  # what is only possible has left before
         ):
             self.exposed(storage)

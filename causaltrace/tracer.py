@@ -37,6 +37,7 @@ class Tracer(TorchDispatchMode):
 
     supports_higher_order_operators = True
     blind = False  #: are there values to look at?
+    alone = True  #: is this the process that opened the watch, and no copy of it?
     quiet = Depth()  #: of calls, on this thread, whose reads of values go no further
 
     @classmethod
@@ -455,12 +456,11 @@ class Tracer(TorchDispatchMode):
         if self.ledger.watermark is None and not sources:
             return
         with self._lock, _disable_current_modes():
-            algebra, mark, ones = self.algebra, self.ledger.watermark, (1,) * t.ndim
+            algebra, mark = self.algebra, self.algebra.everything(self.ledger.watermark, t.ndim)
             known = [self.ledger.depends(self.memory.read(source)) for source in sources]
             support = algebra.everything(algebra.join(*map(algebra.everything, known)), t.ndim)
             if mark is None and support is None:
                 return
-            mark = None if mark is None else algebra.reshaped(mark, ones)
             self.memory.write(t, Shadow(support, algebra.join(support, mark)))
 
     # -- everything else ------------------------------------------------------------------------------

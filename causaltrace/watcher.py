@@ -167,7 +167,7 @@ class Watch:
     def _place(self, tensor: Tensor, positions: Tensor) -> None:
         """The elements of ``tensor`` are the labels at ``positions``; negative ids (-100) are none."""
         positions = torch.where(tensor.long() >= 0, positions, -1)
-        self._tracer.memory.write(tensor, Shadow(label=Cells(positions.unsqueeze(-1), node=LABELS)))
+        self._tracer.memory.declare(tensor, Shadow(label=Cells(positions.unsqueeze(-1), node=LABELS)))
 
     def _documents(self, starts: Tensor) -> None:
         size = self.streams.size

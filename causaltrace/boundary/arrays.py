@@ -333,6 +333,8 @@ class Arrays:
                 seen = self.memory.value(shadow) if back else shadow
                 tracer.recorder.escaped("a number read from an array", seen, site)
 
+        if not tracer.alone:  # a copy of the process may end at any moment
+            return tell(back=True)
         self._back = a, key, lambda: tell(back=True)
         tracer.held = tell
 

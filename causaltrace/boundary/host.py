@@ -26,6 +26,8 @@ from causaltrace.boundary import numpy, slots
 from causaltrace.boundary.arrays import arrays_in, bare
 from causaltrace.boundary.bodies import unseen
 from causaltrace.boundary.outside import Outside
+from causaltrace.boundary.plain import Plain
+from causaltrace.boundary.processes import FORKING, Processes
 from causaltrace.boundary.threads import STARTING
 from causaltrace.places import internal
 from causaltrace.replaced import replaced
@@ -52,8 +54,6 @@ ENTERING = ("tensor", "as_tensor", "asarray", "from_numpy")
 SHARED = ("frombuffer", "from_dlpack", "from_file")
 #: Methods of generators that take a state as a tensor.
 STATES = ("set_state", "__setstate__")
-#: Ways to copy this process.
-FORKING = ("fork", "forkpty")
 
 
 class Host:
@@ -91,9 +91,12 @@ class Host:
         self._undo.append(slots.patched(torch.Generator, states))
         for name in SHARING:
             self._replace(torch.UntypedStorage, name, self._giving(name))
+        plain = Plain(self.tracer.memory)
+        processes = Processes(self.tracer, plain.others)
+        self._undo.append(processes.close)
         for name in FORKING:
             if hasattr(os, name):
-                self._rename(getattr(os, name), self._forking)
+                self._rename(getattr(os, name), processes.forking)
         for owner, name, starting in STARTING:
             self._replace(owner, name, starting(self.tracer, getattr(owner, name)))
         for module in CAPTURING:
@@ -101,7 +104,7 @@ class Host:
             self._replace(module, "setup_compilation_env", unseen(self.tracer, self, environment))
         for name in (*SILENT, *CHECKING):
             self._takes_apart(name)
-        numpy.enter(self.tracer, self._replace, self._names, self._undo)
+        numpy.enter(self.tracer, plain, self._replace, self._names, self._undo)
         hooks = (
             register_optimizer_step_pre_hook(self.tracer.step_begins),
             register_optimizer_step_post_hook(self.tracer.step_ends),
@@ -192,14 +195,6 @@ class Host:
         def wrapper(storage: torch.UntypedStorage, *args: Any, **kwargs: Any) -> Any:
             self.outside.shared("memory that processes share", storage)
             return original(storage, *args, **kwargs)
-
-        return wrapper
-
-    def _forking(self, original: Callable[[], Any]) -> Callable[[], Any]:
-        @functools.wraps(original)
-        def wrapper() -> Any:
-            self.outside.forked(f"os.{original.__name__}")
-            return original()
 
         return wrapper
 

@@ -58,10 +58,11 @@ TAKING = (
 SET = ("flat", "real", "imag")
 
 
-def enter(tracer: Tracer, replace: Replace, names: dict[int, Any], undo: list[Callable[[], None]]) -> None:
+def enter(
+    tracer: Tracer, plain: Plain, replace: Replace, names: dict[int, Any], undo: list[Callable[[], None]]
+) -> None:
     """Follow numpy's arrays; what ends it goes to ``undo``. ``replace`` restores by itself; ``names``: what
     takes the place of functions of modules, by their ids."""
-    plain = Plain(tracer.memory)
     arrays = Arrays(tracer, labelled, plain.adopted)
     names.update(untold.functions(arrays))
     for name in MAKING:

@@ -89,16 +89,6 @@ class Outside:
     def _open(self, storage: torch.UntypedStorage) -> None:
         self._memory.open(*extent(storage))
 
-    def forked(self, what: str) -> None:
-        """A copy of the process has all values."""
-        tracer = self._tracer
-        if tracer.finder is not None:
-            tracer.finder.lost(what)
-        with tracer._lock, _disable_current_modes():
-            shadows = [entry.shadow for _, entry in self._memory.alive() if not entry.blank]
-            known = [tracer.algebra.everything(tracer.ledger.depends(s, "possible")) for s in shadows]
-            tracer.vanished(what, Shadow(tracer.algebra.join(*known)))
-
     def _written(self, shadow: Shadow) -> None:
         """An operation wrote to memory that others can read."""
         self._tracer.vanished("memory whose address was handed out", shadow)

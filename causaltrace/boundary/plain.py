@@ -75,6 +75,8 @@ class Plain:
 
     def labels(self, storage: torch.UntypedStorage) -> None:
         """Labels are about to be written to a storage that others may read, for the first time."""
+        if storage.device.type == "cpu" and storage.is_shared():  # processes that are older than the watch
+            self._memory.open(*extent(storage))
         found = self._memory.at(data_ptr(storage))
         if found is not None:
             entry, start = found
@@ -88,6 +90,20 @@ class Plain:
     def adopted(self, a: np.ndarray) -> bool:
         """Labels were written to an array that was plain: are all arrays that lie there known now?"""
         return type(a) in KINDS and self._follow(lambda _: [memory_of(a)], a)
+
+    def others(self, ranges: list[Range]) -> bool:
+        """Other processes have the memory at these addresses, too. False: it is not looked for any more."""
+        if self._looks == 0:
+            return False
+        self._looks -= 1
+        tensors, arrays, _ = alive(list(frames()))
+        places = [place for t in tensors if t.device.type == "cpu" for place in [extent(storage_of(t))]]
+        places = [place for place in places if _among((place[1], place[1] + place[2]), ranges)]
+        common = [a for a in arrays if _among(bounds(a), ranges)]
+        self.undo.append(adopt([a for a in common if type(a) in KINDS]))
+        for place in (*places, *map(memory_of, common)):
+            self._memory.open(*place)
+        return True
 
     def _follow(self, there: Callable[[list[Tensor]], list[Place]], *more: np.ndarray) -> bool:
         """Whatever lies ``there`` (the places, by the tensors that live) tells from now on: does it all?"""
@@ -119,6 +135,10 @@ def _buffer(value: Any) -> Range:
         return bounds(_frombuffer(value, np.uint8))
     except (TypeError, ValueError, BufferError):  # closed, or empty
         return 0, 0
+
+
+def _among(one: Range, ranges: list[Range]) -> bool:
+    return any(one[0] < stop and start < one[1] for start, stop in ranges)
 
 
 def _meeting(one: Range, places: list[Place]) -> list[Place]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -27,9 +28,11 @@ NOTHING_WATCHED = (
 
 def run_watched(script: Script, outputs: Outputs, show: Callable[[Report], None]) -> typer.Exit:
     """Run the script, ``show`` the report of each of its watches; the verdict as an exit."""
-    run = _described(script)
+    run, process = _described(script), os.getpid()
     with Progress() as progress, Watching(progress) as watching:
         error = script.run()
+        if os.getpid() != process:
+            raise _ended(error)
         watching.close(error)
     reports = watching.reports
     for report in reports:
@@ -43,6 +46,15 @@ def run_watched(script: Script, outputs: Outputs, show: Callable[[Report], None]
     if reports:
         failed |= not outputs.write(reports)
     return typer.Exit(exit_code(reports, failed))
+
+
+def _ended(error: BaseException | None) -> SystemExit:
+    """The end of a copy of the process that the script made. The report is not its to write."""
+    if isinstance(error, SystemExit):
+        return error
+    if error is not None:
+        typer.echo(format_error(error), err=True, nl=False)
+    return SystemExit(0 if error is None else 1)
 
 
 def _described(script: Script) -> Run:

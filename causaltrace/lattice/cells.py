@@ -124,8 +124,10 @@ class Algebra:
         held: int = 0,
         share: bool = True,
         data: Tensor | None = None,
+        site: Site | None = None,
     ) -> Cells:
-        """``fn`` over the parents' data (``data``, if known). ``held``: bytes that ``fn`` keeps alive."""
+        """``fn`` over the parents' data (``data``, if known), at ``site`` (None: where we are). ``held``:
+        bytes that ``fn`` keeps alive."""
         if data is None:
             data = fn(*[p.data for p in parents])
         if share and data.device.type == "cpu":  # comparing is free where no device must be waited for
@@ -138,7 +140,7 @@ class Algebra:
             cells = Cells(data, Origin(fn, parents, None), parents[0].node)
             self._remember(cells, data.numel() * data.element_size() + held)
             return cells
-        site = self.site()
+        site = site or self.site()
         cells = Cells(data, Origin(fn, parents, site, self.steps))
         if cells.uniform and data.device.type == "cpu":
             bounds = self.bounds(cells)

@@ -1,10 +1,9 @@
-"""Labels on other threads and in other processes."""
+"""Labels on other threads."""
 
 from __future__ import annotations
 
 import _thread
 import asyncio
-import multiprocessing
 import os
 import threading
 from collections.abc import Callable
@@ -165,57 +164,3 @@ def test_threads_are_left_as_they_were() -> None:
         thread.join()
         assert thread.name == "mine" and not thread.is_alive()
     assert before == (threading.Thread.start, ThreadPoolExecutor.submit, _thread.start_new_thread, os.fork)
-
-
-# -- processes --------------------------------------------------------------------------------------------
-
-
-def forked(tokens: Tensor, position: int) -> Tensor:
-    """A child process reads a label, and sends a number."""
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if not pid:
-        os.write(writer, str(int(tokens[position])).encode())
-        os._exit(0)
-    os.waitpid(pid, 0)
-    return torch.tensor(float(os.read(reader, 10)))
-
-
-def child(queue: multiprocessing.Queue[float], t: Tensor) -> None:
-    queue.put(float(t.sum()))
-
-
-def started(tokens: Tensor, position: int) -> Tensor:
-    context = multiprocessing.get_context("fork")
-    queue: multiprocessing.Queue[float] = context.Queue()
-    process = context.Process(target=child, args=(queue, tokens[position : position + 1]))
-    process.start()
-    number = queue.get()
-    process.join()
-    return torch.tensor(number)
-
-
-@pytest.mark.parametrize("way", [forked, started])
-@pytest.mark.filterwarnings("ignore:This process")
-def test_a_copy_of_the_process_knows_all_labels(way: Callable[[Tensor, int], Tensor]) -> None:
-    tokens, model = stream(), Toy()
-    for begin, status in ((12, "unverified"), (23, "clean")):
-        with causaltrace.watch(tokens) as trace, torch.no_grad():
-            nll(model, tokens, 0, begin + 1).sum().item()
-            bias = way(tokens, 5)
-            if begin < 23:
-                F.cross_entropy(model(tokens[begin:-1]) * bias, tokens[begin + 1 :], reduction="sum").item()
-        assert trace.report.status == status, trace.report
-        assert any("fork" in e.message for e in trace.report.escapes)
-
-
-def test_memory_that_processes_share() -> None:
-    """What is written to it later leaves as well."""
-    tokens, model = stream(), Toy()
-    for position, status in ((20, "unverified"), (5, "clean")):
-        with causaltrace.watch(tokens) as trace, torch.no_grad():
-            buffer = torch.zeros(4).share_memory_()
-            nll(model, tokens, 0, 13).sum().item()
-            buffer[:1].copy_(tokens[position : position + 1])
-            nll(model, tokens, 12).sum().item()
-        assert trace.report.status == status, trace.report

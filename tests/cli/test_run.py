@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import textwrap
 
@@ -195,3 +196,19 @@ def test_nothing_is_written_of_nothing(script, tmp_path):
 def test_no_script_is_a_usage_error():
     assert run().exit_code == 2
     assert run("--no-such-option", "x.py").exit_code == 2
+
+
+@pytest.mark.parametrize(("end", "code"), [("sys.exit(3)", 3), ("sys.exit()", 0), ("1 / 0", 1)])
+def test_a_copy_of_the_process_has_its_own_end(script, end, code):
+    """``os.fork`` in the script: one of the two prints the report, and the other ends as the script says."""
+    path = script(f"""
+        import os
+        if not os.fork():
+            {end}
+        print("code", os.waitstatus_to_exitcode(os.wait()[1]))
+    """)
+    command = [sys.executable, "-m", "causaltrace", "run", path]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.stdout == f"code {code}\n" and done.returncode == 2
+    assert done.stderr.count("causaltrace: the script opened no watch") == 1
+    assert ("ZeroDivisionError" in done.stderr) == (code == 1)

@@ -13,9 +13,6 @@ _MISSED = {
     """,
 }
 _DOUBTED = {
-    "a copy of the process has all values that there are": """
-        threads.forked
-    """,
     "a list that is older than the watch tells nobody who reads it": """
         before.python_list
     """,

@@ -7,6 +7,7 @@ from tests.laundering.ways import (  # noqa: F401
     memory,
     numpy_tables,
     numpy_values,
+    processes,
     scalars,
     scores,
     state,

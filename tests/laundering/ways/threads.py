@@ -1,11 +1,9 @@
-"""Other threads, processes and moments."""
+"""Other threads and moments."""
 
 from __future__ import annotations
 
 import asyncio
-import os
 import queue
-import subprocess
 import sys
 import threading
 import weakref
@@ -72,22 +70,6 @@ def coroutine(x: Tensor) -> float:
         return x[-1].item() * 0.1
 
     return asyncio.run(seen())
-
-
-@tensors("a copy of the process: os.fork, and its exit code", once=True)
-def forked(x: Tensor) -> float:
-    child = os.fork()
-    if child == 0:
-        os._exit(int(x[-1]))
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) * 0.1
-
-
-@tensors("another process, and what it prints", once=True)
-def subprocess_output(x: Tensor) -> float:
-    done = subprocess.run(
-        [sys.executable, "-S", "-c", f"print({x[-1].item()} * 0.1)"], capture_output=True, check=True
-    )
-    return float(done.stdout)
 
 
 @tensors("what is run when an object is collected")
