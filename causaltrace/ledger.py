@@ -124,7 +124,7 @@ class Ledger:
                 self.settle()
                 where = label.data[..., 0].to(self.device).long()
                 self.was_read[where[where >= 0]] = True
-                lattice, scored = self.algebra.lattice, self.is_scored.clone()
+                lattice, scored = self.algebra.lattice, self.is_scored
                 out = self.algebra.make(lambda data: lattice.read(data, scored), label, share=False)
                 label.moved[now] = out
             label.moved[key] = out
@@ -273,7 +273,7 @@ class Ledger:
         rows = torch.stack((position, latest.to(position), marks[1]))
         rows = rows[:, self.readout[position] != number].to(torch.int32).cpu()
         self.readout[position] = number
-        self.is_scored[position] = True
+        self.is_scored = self.is_scored.index_fill(0, position, True)  # what was read before keeps the other
         if self.matrix.shape[1]:
             members = event.members.to(self.matrix)
             self.matrix.scatter_reduce_(0, position[:, None].expand_as(members), members, "amax")
@@ -393,7 +393,7 @@ class Ledger:
 
     def forget_scores(self) -> None:
         """Nothing has been scored: explicit scores replace the ones that were seen."""
-        self.is_scored.zero_()
+        self.is_scored = torch.zeros_like(self.is_scored)
         self.readout.fill_(-1)
         self.matrix.zero_()
         self.in_order, self._furthest = True, -1

@@ -217,7 +217,17 @@ class Finder:
             if bool((head == head[0]).all()):
                 return False
             flats = [stream.flatten().cpu() for stream in streams if stream.numel() >= RUN]
-            return any(bool((flat.unfold(0, RUN, 1) == head).all(-1).any()) for flat in flats)
+            return any(_holds_run(flat, head.tolist()) for flat in flats)
+
+
+def _holds_run(flat: Tensor, run: list[int]) -> bool:
+    """Do these labels stand in a row somewhere?"""
+    places = torch.nonzero(flat[: flat.numel() - len(run) + 1] == run[0])[:, 0]
+    for further, label in enumerate(run[1:], 1):
+        if not len(places):
+            break
+        places = places[flat[places + further] == label]
+    return bool(len(places))
 
 
 def _owned(storage: torch.UntypedStorage, modules: list[torch.nn.Module]) -> bool:

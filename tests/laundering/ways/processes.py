@@ -113,6 +113,7 @@ def older(tokens: Tensor, lag: int) -> Iterator[Piece]:
         os.read(done[0], 1)
         os.waitpid(child, 0)
         yield MODEL[tokens[1:2]] + TILT * shared[1]
+        yield MODEL[tokens[2:-1]]
 
     return rows()
 
