@@ -25,6 +25,8 @@ from causaltrace._compat import data_ptr, is_wrapped, storage_of
 
 TENSORS = frozenset((Tensor, Parameter))
 BUFFERS = frozenset((array, bytearray, mmap))
+FUNCTIONS = frozenset((types.FunctionType,))
+MODULES = frozenset((types.ModuleType,))
 SIZED = frozenset((list, tuple, dict, deque, bytes))
 _base = np.ndarray.base.__get__
 #: Most of what the collector tracks, and what holds no values of a program. Tuples are looked into where
@@ -56,10 +58,11 @@ def alive(
     some = list(map((set(kinds) - HOLDS_NONE).__contains__, kinds))
     objects, kinds = list(compress(objects, some)), list(compress(kinds, some))
     tensors = [t for t in _chosen(objects, kinds, TENSORS) if _readable(t)]
-    # of a function the defaults count: its cells, and the names of its module, are tracked by themselves
-    functions = frozenset((types.FunctionType,))
-    level = [f.__defaults__ for f in _chosen(objects, kinds, functions)]
-    level += gc.get_referents(*_chosen(objects, kinds, set(kinds) - functions))
+    # of a function the defaults count: its cells, and the names of its module, are tracked by themselves. Of
+    # modules their names: _asyncio of Python 3.12 also refers to what it has freed (python/cpython#122695)
+    level: list[Any] = [f.__defaults__ for f in _chosen(objects, kinds, FUNCTIONS)]
+    level += [m.__dict__ for m in _chosen(objects, kinds, MODULES)]
+    level += gc.get_referents(*_chosen(objects, kinds, set(kinds) - FUNCTIONS - MODULES))
     del objects
     for frame in stack:
         level += names_in(frame).values()

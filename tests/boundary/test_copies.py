@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import sys
 import tempfile
@@ -18,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import causaltrace
+from causaltrace.boundary.alive import alive, frames
 from causaltrace.boundary.ndarray import LabelArray
 from causaltrace.report.model import Notice, Report
 from tests.small import VOCAB, Toy, nll, stream
@@ -377,3 +379,18 @@ def test_locals_that_somebody_holds_stay_as_they_are() -> None:
     with causaltrace.watch(tokens):
         pass
     assert seen["tokens"] is tokens
+
+
+def test_iterators_that_a_module_has_freed() -> None:
+    """Python 3.12's _asyncio refers to them still, and whoever takes them from there breaks its memory."""
+
+    async def wait() -> None:
+        loop = asyncio.get_running_loop()
+        future = loop.create_future()
+        loop.call_soon(future.set_result, 1)
+        await future
+
+    for _ in range(3):
+        asyncio.run(wait())
+        alive(list(frames()))
+    asyncio.run(wait())

@@ -98,20 +98,22 @@ def subprocess_output(x: Tensor) -> float:
 def older(tokens: Tensor, lag: int) -> Iterator[Piece]:
     """One row, tilted by what a process that is older than the watch makes of a label in shared memory."""
     shared = torch.zeros(2, dtype=torch.float64).share_memory_()
-    given, done = os.pipe(), os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.read(given[0], 1)
+    given, done = FORK.Event(), FORK.Event()
+
+    def work() -> None:
+        given.wait(60)
         shared[1].copy_(shared[0] * 0.1)
-        os.write(done[1], b".")
-        os._exit(0)
+        done.set()
+
+    worker = FORK.Process(target=work, daemon=True)
+    worker.start()
 
     def rows() -> Iterator[Piece]:
         yield MODEL[tokens[:1]]
         shared[0].copy_(tokens[2 - lag])
-        os.write(given[1], b".")
-        os.read(done[0], 1)
-        os.waitpid(child, 0)
+        given.set()
+        done.wait(60)
+        worker.join()
         yield MODEL[tokens[1:2]] + TILT * shared[1]
         yield MODEL[tokens[2:-1]]
 
