@@ -97,6 +97,8 @@ class Host:
         for name in FORKING:
             if hasattr(os, name):
                 self._rename(getattr(os, name), processes.forking)
+        if "_posixsubprocess" in sys.modules:
+            self._rename(sys.modules["_posixsubprocess"].fork_exec, processes.executing)
         for owner, name, starting in STARTING:
             self._replace(owner, name, starting(self.tracer, getattr(owner, name)))
         for module in CAPTURING:

@@ -1,8 +1,8 @@
-"""Copies of this process (``os.fork``). Each goes on with all that the watch knows, and follows what it does.
+"""Copies of this process (``os.fork`` and the like), which go on with all that the watch knows.
 
-What a copy gives away it says first, in memory that it shares with the process that opened the watch. That
-one looks there whenever it asks what has left torch. Labels that a copy writes to other memory that processes
-have in common count as given away.
+A copy follows what it does. What it gives away it says first, in memory that it shares with the process that
+opened the watch. That one looks there whenever it asks what has left torch. Labels that a copy writes to
+other memory that processes have in common count as given away.
 """
 
 from __future__ import annotations
@@ -115,16 +115,43 @@ class Processes:
     def forking(self, original: Callable[[], Any]) -> Callable[[], Any]:
         @functools.wraps(original)
         def wrapper() -> Any:
-            copy = self._copied(f"os.{original.__name__}")
-            with _disable_current_modes():
-                on_host = self._tracer.ledger.on_host()
+            begin = self._prepared(f"os.{original.__name__}")
             result = original()
             if 0 in (result if isinstance(result, tuple) else (result,)):
-                on_host()
-                self._begin(copy)
+                begin()
             return result
 
         return wrapper
+
+    def executing(self, original: Callable[..., int]) -> Callable[..., int]:
+        """Of ``subprocess``: what it runs in a copy of the process, before another program takes over."""
+
+        @functools.wraps(original)
+        def wrapper(*args: Any) -> int:
+            first = next(filter(callable, args), None)
+            if first is None:
+                return original(*args)
+            begin = self._prepared("subprocess, preexec_fn")
+
+            def preexec_fn() -> object:
+                begin()
+                return first()
+
+            return original(*[preexec_fn if a is first else a for a in args])
+
+        return wrapper
+
+    def _prepared(self, what: str) -> Callable[[], None]:
+        """A copy is about to be made, and begins with what this returns."""
+        copy = self._copied(what)
+        with _disable_current_modes():
+            on_host = self._tracer.ledger.on_host()
+
+        def begin() -> None:
+            on_host()
+            self._begin(copy)
+
+        return begin
 
     def _copied(self, what: str) -> Copy | None:
         """A copy is about to be made. None: it counts as having given everything away."""
