@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import heapq
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from torch import Tensor
 
 import tests.laundering.ways  # noqa: F401
-from tests.laundering import WAYS, verdict
+from tests.laundering import WAYS, Piece, stream, verdict
 from tests.laundering.__main__ import line
 from tests.laundering.oracle import leaks
 from tests.laundering.today import DOUBTED, MISSED
+from tests.laundering.ways import before
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -34,6 +40,44 @@ def test_a_leak_is_never_clean_and_its_twin_is(name: str) -> None:
     assert (leak.status == "clean") == (name in MISSED), leak
     assert (legal.status != "clean") == (name in DOUBTED), legal
     assert line(way, leak.status, legal.status) in ROWS, AGAIN
+
+
+def test_what_was_computed_before_a_watch_is_a_constant_to_it() -> None:
+    """Why ``before.derived`` cannot be found. The same numbers, read from a file, are no leak: no label moves
+    them. Both programs do the same inside the watch, so one report is the other, and it has to be clean."""
+    tokens = stream()
+    saved = before.derived(tokens)
+
+    def from_file(tokens: Tensor) -> Iterator[Piece]:
+        return before.tilted(tokens, saved.copy(), 0)
+
+    assert next(leaks(from_file), None) is None
+    legal, leaking = verdict(from_file), verdict(WAYS["before.derived"].leaking)
+    assert legal.status == leaking.status == "clean"
+    assert replace(legal, run=leaking.run) == leaking
+
+
+def test_a_list_cannot_tell_of_all_who_read_it() -> None:
+    """Why ``before.python_list`` is named whether it is read or not: C code takes elements of a list past the
+    methods of its class."""
+    told: list[str] = []
+
+    class Telling(list[int]):
+        def __getattribute__(self, name: str) -> Any:
+            told.append(name)
+            return super().__getattribute__(name)
+
+        def __getitem__(self, key: Any) -> Any:
+            told.append("__getitem__")
+            return super().__getitem__(key)
+
+        def __iter__(self) -> Iterator[int]:
+            told.append("__iter__")
+            return super().__iter__()
+
+    labels = Telling([3, 1, 4])
+    assert list.__getitem__(labels, 2) == 4 and heapq.heappushpop(labels, 5) == 3 and not told
+    assert labels[0] and told == ["__getitem__"]
 
 
 def test_what_does_not_hold_is_there() -> None:
