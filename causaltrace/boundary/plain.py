@@ -91,11 +91,8 @@ class Plain:
         """Labels were written to an array that was plain: are all arrays that lie there known now?"""
         return type(a) in KINDS and self._follow(lambda _: [memory_of(a)], a)
 
-    def others(self, ranges: list[Range]) -> bool:
-        """Other processes have the memory at these addresses, too. False: it is not looked for any more."""
-        if self._looks == 0:
-            return False
-        self._looks -= 1
+    def others(self, ranges: list[Range]) -> None:
+        """Other processes have the memory at these addresses, too."""
         tensors, arrays, _ = alive(list(frames()))
         places = [place for t in tensors if t.device.type == "cpu" for place in [extent(storage_of(t))]]
         places = [place for place in places if _among((place[1], place[1] + place[2]), ranges)]
@@ -103,7 +100,6 @@ class Plain:
         self.undo.append(adopt([a for a in common if type(a) in KINDS]))
         for place in (*places, *map(memory_of, common)):
             self._memory.open(*place)
-        return True
 
     def _follow(self, there: Callable[[list[Tensor]], list[Place]], *more: np.ndarray) -> bool:
         """Whatever lies ``there`` (the places, by the tensors that live) tells from now on: does it all?"""

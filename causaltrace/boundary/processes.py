@@ -34,6 +34,8 @@ FORKING = ("fork", "forkpty")
 LINE = 512
 #: Copies of copies that tell for themselves: of so many generations, and so many of each copy.
 GENERATIONS, COPIES = 2, 32
+#: Files of these names are glibc's semaphores.
+SEMAPHORES = "/dev/shm/sem."
 Range = tuple[int, int]
 _tensor = torch.tensor  # before a watch patches it
 _frombuffer = np.frombuffer
@@ -96,10 +98,10 @@ class Copy:
 
 
 class Processes:
-    """Copies of the process that opened the watch. ``share``: others may read and write memory at these
-    addresses; False if what lies there cannot be looked for any more."""
+    """Copies of the process that opened the watch. ``share``: told of addresses at which others may read and
+    write from now on."""
 
-    def __init__(self, tracer: Tracer, share: Callable[[list[Range]], bool]) -> None:
+    def __init__(self, tracer: Tracer, share: Callable[[list[Range]], None]) -> None:
         self._tracer, self._share = tracer, share
         self._mine: Copy | None = None  #: where a copy tells what it gives away
         self._copies: list[Copy] = []
@@ -161,11 +163,12 @@ class Processes:
             tracer._op_name = what
             if tracer.finder is None or not tracer.finder.searching:
                 copy = self._made(f"a copy of the process ({what})", tracer.site("host"))
-            if copy is None or not self._opens():
+            if copy is None:
                 if tracer.finder is not None:
                     tracer.finder.lost(what)
                 self._give_all_away(what)
                 return None
+            self._open()
             if tracer.alone:
                 self._copies.append(copy)
                 tracer.ledger.asked = self._ask
@@ -179,14 +182,13 @@ class Processes:
         self._own.add(bounds(_frombuffer(memory, np.uint8))[0])
         return Copy(what, site, width, memoryview(memory), GENERATIONS)
 
-    def _opens(self) -> bool:
-        """Is all that lies in memory of several processes open to others?"""
+    def _open(self) -> None:
+        """What lies in memory of several processes is open to others."""
         maps = common()
         ranges = [at for name, at in maps.items() if name not in self._known and at[0] not in self._own]
-        if ranges and not self._share(ranges):
-            return False
+        if ranges:
+            self._share(ranges)
         self._known.update(filter(None, maps))
-        return True
 
     def _give_all_away(self, what: str) -> None:
         size = self._tracer.ledger.is_scored.numel()
@@ -248,12 +250,13 @@ class Processes:
 
 
 def common() -> dict[str, Range]:
-    """The addresses of memory that processes have in common, by its description: of all memory, where the
-    system does not say."""
+    """The addresses of memory that processes have in common, semaphores aside, by its description: of all
+    memory, where the system does not say."""
     try:
         with open("/proc/self/maps") as file:
             rows = [(line, *line.split(maxsplit=2)[:2]) for line in file]
     except OSError:
         return {"": (0, 1 << 64)}
-    spans = {line: where.split("-") for line, where, rights in rows if rights[3] == "s"}
+    shared = [(line, where) for line, where, rights in rows if rights[3] == "s" and SEMAPHORES not in line]
+    spans = {line: where.split("-") for line, where in shared}
     return {line: (int(start, 16), int(stop, 16)) for line, (start, stop) in spans.items()}
