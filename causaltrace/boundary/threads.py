@@ -9,14 +9,16 @@ from __future__ import annotations
 import _thread
 import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.pool import ThreadPool
 from typing import Any
 
 from causaltrace._compat import modes
 from causaltrace.tracer import Tracer
 
 Starter = Callable[..., Any]
+_END = object()
 
 
 def _seen(tracer: Tracer) -> bool:
@@ -47,10 +49,27 @@ def _thread_starts(tracer: Tracer, original: Starter) -> Starter:
 
 def _task_is_given(tracer: Tracer, original: Starter) -> Starter:
     @functools.wraps(original)
-    def submit(pool: ThreadPoolExecutor, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    def submit(pool: Any, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         return original(pool, _followed(tracer, fn) if _seen(tracer) else fn, *args, **kwargs)
 
     return submit
+
+
+def _items(tracer: Tracer, iterable: Iterable[Any]) -> Iterator[Any]:
+    items, take = iter(iterable), _followed(tracer, next)
+    while (item := take(items, _END)) is not _END:
+        yield item
+
+
+def _tasks_are_given(tracer: Tracer, original: Starter) -> Starter:
+    """``imap``: the pool takes what it needs of the iterable, on a thread of its own."""
+    submit = _task_is_given(tracer, original)
+
+    @functools.wraps(original)
+    def imap(pool: Any, func: Callable[..., Any], iterable: Iterable[Any], *args: Any, **kwargs: Any) -> Any:
+        return submit(pool, func, _items(tracer, iterable) if _seen(tracer) else iterable, *args, **kwargs)
+
+    return imap
 
 
 def _function_starts(tracer: Tracer, original: Starter) -> Starter:
@@ -66,5 +85,9 @@ def _function_starts(tracer: Tracer, original: Starter) -> Starter:
 STARTING: tuple[tuple[Any, str, Callable[[Tracer, Starter], Starter]], ...] = (
     (threading.Thread, "start", _thread_starts),
     (ThreadPoolExecutor, "submit", _task_is_given),
+    (ThreadPool, "apply_async", _task_is_given),
+    (ThreadPool, "_map_async", _task_is_given),
+    (ThreadPool, "imap", _tasks_are_given),
+    (ThreadPool, "imap_unordered", _tasks_are_given),
     (_thread, "start_new_thread", _function_starts),
 )

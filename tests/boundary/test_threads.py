@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import _thread
 import asyncio
+import atexit
 import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.pool import ThreadPool
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -69,6 +72,31 @@ def by_older_pool(work: Work) -> Tensor:
     return OLDER.submit(work).result()
 
 
+OLDER_THREADS = ThreadPool(1)
+atexit.register(OLDER_THREADS.terminate)
+
+
+def by_older_threads(work: Work) -> Tensor:
+    return OLDER_THREADS.apply(work)
+
+
+def by_older_map(work: Work) -> Tensor:
+    return sum(OLDER_THREADS.map(lambda scale: work() * scale, [1.0, 2.0]), torch.zeros(()))
+
+
+def by_older_star_map(work: Work) -> Tensor:
+    return OLDER_THREADS.starmap(lambda scale, other: work() * scale * other, [(1.0, 2.0)])[0]
+
+
+def by_older_imap(work: Work) -> Tensor:
+    return sum(OLDER_THREADS.imap_unordered(lambda scale: work() * scale, [1.0, 2.0], 2), torch.zeros(()))
+
+
+def by_older_generator(work: Work) -> Tensor:
+    """Its items are made on the thread that hands out tasks."""
+    return next(OLDER_THREADS.imap(torch.neg, (work() for _ in range(1))))
+
+
 def by_raw_thread(work: Work) -> Tensor:
     found: list[Tensor] = []
     done = threading.Event()
@@ -91,7 +119,8 @@ def by_nested(work: Work) -> Tensor:
 
 
 WAYS = [by_thread, by_subclass, by_pool, by_map, by_initializer, by_older_pool, by_raw_thread]
-WAYS += [by_asyncio, by_nested]
+WAYS += [by_asyncio, by_nested, by_older_threads, by_older_map, by_older_star_map, by_older_imap]
+WAYS += [by_older_generator]
 
 
 def run(way: Callable[[Work], Tensor], position: int) -> causaltrace.Watch:
@@ -110,6 +139,15 @@ def test_operations_on_other_threads_are_followed(way: Callable[[Work], Tensor])
     assert report.status == "violation", report
     assert {f.source for f in report.violations} == {20}
     assert run(way, 5).report.status == "clean"
+
+
+def test_a_pool_of_threads_gives_what_it_gave() -> None:
+    """Arrays among its items, and an iterable that is none."""
+    with causaltrace.watch(stream()):
+        rows = list(OLDER_THREADS.imap(np.negative, iter(np.eye(2))))
+        assert [row.tolist() for row in rows] == [[-1, 0], [0, -1]]
+        with pytest.raises(TypeError, match="not iterable"):
+            list(OLDER_THREADS.imap(len, 3))  # type: ignore[arg-type]
 
 
 def test_scores_on_another_thread() -> None:
