@@ -5,8 +5,11 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 #: Positions of all streams together; two bits of an int32 lane are taken.
@@ -95,3 +98,15 @@ def named(tokens: object) -> list[tuple[str, Tensor]]:
     if not out:
         raise ValueError("no token tensors given: there is no label to follow")
     return out
+
+
+def starts(piece: NDArray[Any], labels: NDArray[Any]) -> NDArray[np.intp]:
+    """The places at which a piece of labels stands in ``labels``."""
+    places = np.flatnonzero(labels[: labels.size - piece.size + 1] == piece[0])
+    for at in range(1, piece.size):
+        if len(places) < 2:
+            break
+        places = places[labels[places + at] == piece[at]]
+    if len(places) == 1 and not np.array_equal(labels[places[0] : places[0] + piece.size], piece):
+        return places[:0]
+    return places

@@ -28,7 +28,7 @@ from causaltrace.boundary.plain import together
 from causaltrace.lattice.cells import LABELS, Cells
 from causaltrace.report.model import Notice
 from causaltrace.shadow import Shadow
-from causaltrace.stream import Stream
+from causaltrace.stream import Stream, starts
 from causaltrace.tracer import Tracer
 
 #: Fewer equal labels are no evidence: short lists of small numbers are often equal. With as many, chance is
@@ -214,12 +214,8 @@ class Original:
         size = piece.size
         if not EVIDENCE <= size <= self.array.size or not (np.diff(piece) != piece[1] - piece[0]).any():
             return None
-        places = np.flatnonzero(self.array[: self.array.size - size + 1] == piece[0])
-        for at in range(1, size):
-            if len(places) < 2:
-                break
-            places = places[self.array[places + at] == piece[at]]
-        if len(places) != 1 or not np.array_equal(self.array[places[0] : places[0] + size], piece):
+        places = starts(piece, self.array)
+        if len(places) != 1:
             return None
         bits = self.bits[places[0] + size] - self.bits[places[0]]
         return int(places[0]) if bits >= BITS + math.log2(self.array.size) else None

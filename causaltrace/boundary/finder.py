@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from causaltrace._compat import storage_of
+from causaltrace._compat import as_numpy, storage_of
 from causaltrace.places import modules_running
 from causaltrace.schema import Op, tensors
+from causaltrace.stream import starts
 from causaltrace.tracer import Tracer
 
 #: Labels in a row that an unlabelled tensor must share with the stream to be called a copy of it.
@@ -217,17 +218,7 @@ class Finder:
             if bool((head == head[0]).all()):
                 return False
             flats = [stream.flatten().cpu() for stream in streams if stream.numel() >= RUN]
-            return any(_holds_run(flat, head.tolist()) for flat in flats)
-
-
-def _holds_run(flat: Tensor, run: list[int]) -> bool:
-    """Do these labels stand in a row somewhere?"""
-    places = torch.nonzero(flat[: flat.numel() - len(run) + 1] == run[0])[:, 0]
-    for further, label in enumerate(run[1:], 1):
-        if not len(places):
-            break
-        places = places[flat[places + further] == label]
-    return bool(len(places))
+            return any(len(starts(as_numpy(head), as_numpy(flat))) for flat in flats)
 
 
 def _owned(storage: torch.UntypedStorage, modules: list[torch.nn.Module]) -> bool:

@@ -95,8 +95,8 @@ class Plain:
         """Other processes have the memory at these addresses, too."""
         tensors, arrays, _ = alive(list(frames()))
         places = [place for t in tensors if t.device.type == "cpu" for place in [extent(storage_of(t))]]
-        places = [place for place in places if _among((place[1], place[1] + place[2]), ranges)]
-        common = [a for a in arrays if _among(bounds(a), ranges)]
+        places = [place for place in places if _meets(_range(place), ranges)]
+        common = [a for a in arrays if _meets(bounds(a), ranges)]
         self.undo.append(adopt([a for a in common if type(a) in KINDS]))
         for place in (*places, *map(memory_of, common)):
             self._memory.open(*place)
@@ -114,7 +114,7 @@ class Plain:
         self.undo.append(adopt([a for a in meeting if type(a) in KINDS]))
         silent = [memory_of(a) for a in meeting if not isinstance(a, LabelArray)]
         for buffer in values:
-            silent += _meeting(_buffer(buffer), places)
+            silent += _meeting(buffered(buffer), places)
         for place in silent:
             self._memory.open(*place)
         return not silent
@@ -125,7 +125,7 @@ def _lent(t: Tensor) -> bool:
     return t.device.type == "cpu" and not storage_of(t).resizable()
 
 
-def _buffer(value: Any) -> Range:
+def buffered(value: Any) -> Range:
     """The addresses of what others than numpy read and write, (0, 0) if there are none."""
     try:
         return bounds(_frombuffer(value, np.uint8))
@@ -133,9 +133,13 @@ def _buffer(value: Any) -> Range:
         return 0, 0
 
 
-def _among(one: Range, ranges: list[Range]) -> bool:
+def _range(place: Place) -> Range:
+    return place[1], place[1] + place[2]
+
+
+def _meets(one: Range, ranges: list[Range]) -> bool:
     return any(one[0] < stop and start < one[1] for start, stop in ranges)
 
 
 def _meeting(one: Range, places: list[Place]) -> list[Place]:
-    return [place for place in places if one[0] < place[1] + place[2] and place[1] < one[1]]
+    return [place for place in places if _meets(one, [_range(place)])]

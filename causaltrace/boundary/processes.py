@@ -16,12 +16,11 @@ from itertools import chain
 from mmap import mmap
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from causaltrace.boundary.arrays import bounds
+from causaltrace.boundary.plain import Range, buffered
 from causaltrace.lattice.cells import LABELS, Cells
 from causaltrace.reach import Reach
 from causaltrace.shadow import Shadow
@@ -36,9 +35,7 @@ LINE = 512
 GENERATIONS, COPIES = 2, 32
 #: Files of these names are glibc's semaphores.
 SEMAPHORES = "/dev/shm/sem."
-Range = tuple[int, int]
 _tensor = torch.tensor  # before a watch patches it
-_frombuffer = np.frombuffer
 
 
 class Copy:
@@ -50,9 +47,9 @@ class Copy:
         self.what, self.site = what, site
         self.seen: tuple[list[int], int] | None = None  #: lanes, and how many labels there were
         self._width, self._generations = lanes, generations
-        size = 4 * (lanes + 2)
-        self._numbers = memory[:size].cast("i")  #: bytes of the line; copies of it; each lane plus 1
-        self._line, self._room = memory[size : size + LINE], memory[size + LINE :]
+        own = self.size(lanes, 0)
+        self._numbers = memory[: own - LINE].cast("i")  #: bytes of the line; copies of it; each lane plus 1
+        self._line, self._room = memory[own - LINE : own], memory[own:]
         self._copies: list[Copy] = []
 
     @staticmethod
@@ -179,7 +176,7 @@ class Processes:
             return None if self._mine is None else self._mine.copied(what, site)
         width = self._tracer.algebra.lattice.width
         memory = mmap(-1, Copy.size(width, GENERATIONS))
-        self._own.add(bounds(_frombuffer(memory, np.uint8))[0])
+        self._own.add(buffered(memory)[0])
         return Copy(what, site, width, memoryview(memory), GENERATIONS)
 
     def _open(self) -> None:
@@ -188,7 +185,7 @@ class Processes:
         ranges = [at for name, at in maps.items() if name not in self._known and at[0] not in self._own]
         if ranges:
             self._share(ranges)
-        self._known.update(filter(None, maps))
+        self._known.update(filter(None, maps))  # what has no description is looked through each time
 
     def _give_all_away(self, what: str) -> None:
         size = self._tracer.ledger.is_scored.numel()
@@ -252,11 +249,14 @@ class Processes:
 def common() -> dict[str, Range]:
     """The addresses of memory that processes have in common, semaphores aside, by its description: of all
     memory, where the system does not say."""
+    found: dict[str, Range] = {}
     try:
         with open("/proc/self/maps") as file:
-            rows = [(line, *line.split(maxsplit=2)[:2]) for line in file]
+            for line in file:
+                addresses, rights = line.split(maxsplit=2)[:2]
+                if rights[3] == "s" and SEMAPHORES not in line:
+                    start, stop = addresses.split("-")
+                    found[line] = int(start, 16), int(stop, 16)
     except OSError:
         return {"": (0, 1 << 64)}
-    shared = [(line, where) for line, where, rights in rows if rights[3] == "s" and SEMAPHORES not in line]
-    spans = {line: where.split("-") for line, where in shared}
-    return {line: (int(start, 16), int(stop, 16)) for line, (start, stop) in spans.items()}
+    return found

@@ -8,6 +8,7 @@ import select
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import numpy as np
@@ -99,11 +100,8 @@ def nested(t: Tensor) -> float:
 
 
 def by_thread(t: Tensor) -> float:
-    found: list[float] = []
-    worker = threading.Thread(target=lambda: found.append(float(t)))
-    worker.start()
-    worker.join()
-    return found[0]
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(float, t).result()
 
 
 @pytest.mark.parametrize("read", [number, nested, by_thread, lambda t: sent(lambda: nested(t))])
