@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -58,7 +59,7 @@ class Static(Tracer):
         self.guards: list[branches.Apart | branches.Shared] = []  #: what is not to be written to
         self._arranged: list[Tensor] = []  #: keeps ids from being used again, for one operation
         self._storages: dict[int, tuple[Tensor, Any]] = {}  #: by storage of a real tensor: its fake
-        self._weights: set[int] = set()
+        self._weights: WeakValueDictionary[int, torch.UntypedStorage] = WeakValueDictionary()
 
     def site(self, phase: str | None = None) -> Site:
         if self.node is None:
@@ -99,7 +100,8 @@ class Static(Tracer):
 
     def weights(self, ts: Iterable[Tensor]) -> None:
         """These have no values, whatever they hold."""
-        self._weights.update(id(storage_of(t)) for t in ts if t.layout is torch.strided)
+        storages = [storage_of(t) for t in ts if t.layout is torch.strided]
+        self._weights.update({id(s): s for s in storages})
 
     def blank(self, t: Tensor) -> Tensor:
         """A fake tensor of the shape and dtype of ``t``, which nothing else shares."""

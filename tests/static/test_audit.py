@@ -223,6 +223,18 @@ def test_copies_of_a_model_have_no_weights_either() -> None:
         )
 
 
+def test_what_takes_the_place_of_weights_that_are_gone_has_values() -> None:
+    net = Net()
+
+    def evaluate(ids: Tensor) -> Tensor:
+        for _ in range(100):
+            nn.Linear(2, 2)(torch.zeros(2))
+            assert float(torch.tensor(0.5)) == 0.5
+        return net(ids)
+
+    assert status(evaluate) == "clean"
+
+
 def test_which_constants_a_proof_rests_on() -> None:
     past = torch.ones(8, 8).tril()
     plain = causaltrace.audit(Net(lambda x: x.cumsum(0)), torch.zeros(8, dtype=torch.long))
