@@ -221,7 +221,6 @@ class Unrolled:
             self._survey(-1)
             for k in range(steps):
                 self._step(k, call)
-                gc.collect()
                 self._survey(k)
 
     def scored_span(self, row: int) -> int:
@@ -331,9 +330,10 @@ class Unrolled:
             if k >= 0 and not frontier.read <= self.read:
                 reasons.append("more labels were read ahead")
             looks[""], self.read = left, frontier.read
-            for storage, entry in tracer.memory.alive():
-                if k >= 0 and id(storage) not in storages and self._outlives(storage):
-                    self._lose(entry.base.sizes, entry.shadow)
+            if k >= 0 and self._astray(storages):
+                gc.collect()  # what only cycles hold is gone
+                for sizes, shadow in self._astray(storages):
+                    self._lose(sizes, shadow)
             numbers = {**declared.numbers, **beside.numbers}
             if k > 0:
                 self.changing = dict.fromkeys(n for n, v in numbers.items() if _changed(self.numbers, n, v))
@@ -366,6 +366,11 @@ class Unrolled:
     def _forget(self, path: str, fake: Tensor, kept: Tensor | None) -> None:
         self.tracer.values.write(fake, kept, False)
         self.known[path] = self.tracer.values.read(fake)[0]
+
+    def _astray(self, reached: set[int]) -> list[tuple[Sequence[int], Shadow]]:
+        """Sizes and shadows of what holds labels and is alive, though nothing that is reached holds it."""
+        alive = self.tracer.memory.alive()
+        return [(e.base.sizes, e.shadow) for s, e in alive if id(s) not in reached and self._outlives(s)]
 
     def _outlives(self, storage: torch.UntypedStorage) -> bool:
         """Does anything but the tracer hold it?"""
