@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import inspect
+import os
 import sys
 import types
 import weakref
@@ -53,19 +54,18 @@ def alive(
 ) -> tuple[list[Tensor], list[np.ndarray], list[Any]]:
     """Tensors that have memory; arrays; buffers, and lists and bytes of one of the ``lengths``. ``stack``:
     whose names are looked at."""
-    objects = gc.get_objects()
+    named = [value for frame in stack for value in names_in(frame).values()]
+    objects = tracked(named)
     kinds = list(map(type, objects))  # once: most of the time goes into fetching what objects are
     some = list(map((set(kinds) - HOLDS_NONE).__contains__, kinds))
     objects, kinds = list(compress(objects, some)), list(compress(kinds, some))
     tensors = [t for t in _chosen(objects, kinds, TENSORS) if _readable(t)]
     # of a function the defaults count: its cells, and the names of its module, are tracked by themselves. Of
     # modules their names: _asyncio of Python 3.12 also refers to what it has freed (python/cpython#122695)
-    level: list[Any] = [f.__defaults__ for f in _chosen(objects, kinds, FUNCTIONS)]
+    level = named + [f.__defaults__ for f in _chosen(objects, kinds, FUNCTIONS)]
     level += [m.__dict__ for m in _chosen(objects, kinds, MODULES)]
     level += gc.get_referents(*_chosen(objects, kinds, set(kinds) - FUNCTIONS - MODULES))
-    del objects
-    for frame in stack:
-        level += names_in(frame).values()
+    del objects, named
     wanted = BUFFERS.union(_with_subclasses(np.ndarray))
     values: dict[int, Any] = {}
     while level:
@@ -86,6 +86,25 @@ def alive(
         below = list(map(_base, below))
     arrays = list({id(a): a for a in arrays}.values())
     return tensors, arrays, [v for v in values.values() if not isinstance(v, np.ndarray)]
+
+
+def tracked(named: Iterable[Any] = ()) -> list[Any]:
+    """All that Python's garbage collector tracks. What a program hid from it (``gc.freeze``) is looked for
+    from there, from modules, and from what is ``named``."""
+    objects = gc.get_objects()
+    # Python 3.12 itself hides what it starts with, before the program can
+    if not gc.get_freeze_count() or id(vars(os)) in map(id, objects):
+        return objects
+    known = set(map(id, objects))
+    level = [*objects, *named, *sys.modules.values()]
+    while level:
+        inner = [m.__dict__ for m in level if type(m) in MODULES]
+        inner += gc.get_referents(*[o for o in level if type(o) not in MODULES])
+        found = dict(zip(map(id, inner), inner, strict=True))
+        level = [o for key, o in found.items() if key not in known and gc.is_tracked(o)]
+        known.update(map(id, level))
+        objects += level
+    return objects
 
 
 def _with_subclasses(kind: type) -> Iterator[type]:

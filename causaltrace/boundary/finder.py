@@ -9,7 +9,6 @@ spot, and said so.
 
 from __future__ import annotations
 
-import gc
 import sys
 import weakref
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from causaltrace._compat import as_numpy, storage_of
+from causaltrace.boundary.alive import tracked
 from causaltrace.places import modules_running
 from causaltrace.schema import Op, tensors
 from causaltrace.stream import starts
@@ -193,7 +193,7 @@ class Finder:
             return True
         if len(self._found) > 1:
             return False
-        return _owned(storage, [m for m in gc.get_objects() if issubclass(type(m), torch.nn.Module)])
+        return _owned(storage, [m for m in tracked() if issubclass(type(m), torch.nn.Module)])
 
     def _copy(self, t: Tensor) -> None:
         """Does an unlabelled tensor repeat a run of the labels?"""

@@ -142,6 +142,38 @@ def test_arrays_are_found_wherever_they_are_held(way: str) -> None:
     assert type(ref()) is np.ndarray and held is not None
 
 
+@pytest.fixture
+def hide() -> Iterator[Callable[[], None]]:
+    yield gc.freeze
+    gc.unfreeze()
+
+
+@pytest.mark.parametrize("way", [way for way in HELD if way != "iterator"])
+def test_what_is_hidden_from_the_collector_is_found(way: str, hide: Callable[[], None]) -> None:
+    tokens = stream()
+    ids, array = HELD[way](tokens.tolist()), tokens.numpy().copy()
+    ref, held = weakref.ref(array), HELD[way](array)
+    del array
+    hide()
+    with causaltrace.watch(tokens) as trace:
+        assert type(ref()) is LabelArray
+    assert type(ref()) is np.ndarray and held is not None
+    (note,) = told(trace.report)
+    assert note.count == 1 and ids is not None
+
+
+def test_arrays_over_memory_that_labels_come_to_may_be_hidden(hide: Callable[[], None]) -> None:
+    tokens, model = stream(), Toy()
+    memory = torch.zeros_like(tokens)
+    array = memory.numpy()
+    hide()
+    with causaltrace.watch(tokens) as trace, torch.no_grad():
+        memory.copy_(tokens)
+        hints = torch.from_numpy(array[1:].astype(np.float32))[:, None]
+        F.cross_entropy(model(tokens[:-1]) + hints * model.head[0], tokens[1:]).item()
+    assert trace.report.status == "violation"
+
+
 def hinted(kind: str, lag: int) -> Report:
     """Rows are tilted by elements of an array that is older than the watch: lag 0: by their own labels."""
     tokens, model = stream(), Toy()
