@@ -89,13 +89,18 @@ def alive(
 
 
 def tracked(named: Iterable[Any] = ()) -> list[Any]:
-    """All that Python's garbage collector tracks. What a program hid from it (``gc.freeze``) is looked for
-    from there, from modules, and from what is ``named``."""
+    """All that Python's garbage collector tracks, also what the program hid from it (``gc.freeze``)."""
     objects = gc.get_objects()
     # Python 3.12 itself hides what it starts with, before the program can
-    if not gc.get_freeze_count() or id(vars(os)) in map(id, objects):
-        return objects
+    if gc.get_freeze_count() and id(vars(os)) not in map(id, objects):
+        objects += hidden(objects, named)
+    return objects
+
+
+def hidden(objects: list[Any], named: Iterable[Any]) -> list[Any]:
+    """What else the collector knows that can be reached from ``objects``, what is ``named``, and modules."""
     known = set(map(id, objects))
+    out: list[Any] = []
     level = [*objects, *named, *sys.modules.values()]
     while level:
         inner = [m.__dict__ for m in level if type(m) in MODULES]
@@ -103,8 +108,8 @@ def tracked(named: Iterable[Any] = ()) -> list[Any]:
         found = dict(zip(map(id, inner), inner, strict=True))
         level = [o for key, o in found.items() if key not in known and gc.is_tracked(o)]
         known.update(map(id, level))
-        objects += level
-    return objects
+        out += level
+    return out
 
 
 def _with_subclasses(kind: type) -> Iterator[type]:
