@@ -101,12 +101,13 @@ def named(tokens: object) -> list[tuple[str, Tensor]]:
 
 
 def starts(piece: NDArray[Any], labels: NDArray[Any]) -> NDArray[np.intp]:
-    """The places at which a piece of labels stands in ``labels``."""
-    places = np.flatnonzero(labels[: labels.size - piece.size + 1] == piece[0])
+    """The places at which a piece of labels stands in ``labels``. By methods of arrays: a watch follows what
+    functions make of labels."""
+    (places,) = (labels[: labels.size - piece.size + 1] == piece[0]).nonzero()
     for at in range(1, piece.size):
         if len(places) < 2:
             break
         places = places[labels[places + at] == piece[at]]
-    if len(places) == 1 and not np.array_equal(labels[places[0] : places[0] + piece.size], piece):
+    if len(places) == 1 and not (labels[places[0] : places[0] + piece.size] == piece).all():
         return places[:0]
     return places

@@ -292,3 +292,16 @@ def test_a_table_that_repeats_the_labels_is_a_candidate() -> None:
         bonus = F.one_hot(copied[tokens], VOCAB)
         F.cross_entropy(Toy()(tokens[:-1]) + 0 * bonus.sum(), tokens[1:], reduction="sum").item()
     assert trace.report.status == "unverified"
+
+
+def test_looking_for_copies_reads_nothing_for_the_program() -> None:
+    tokens, model = stream(), Toy()
+    tokens[tokens == 0] = 3
+    tokens[9:11] = torch.tensor([0, 1])  # the labels have one place where places may begin
+    places = torch.zeros(32, 8)
+    with causaltrace.watch(tokens) as trace, torch.no_grad():
+        ids = tokens.numpy()
+        F.embedding(torch.arange(12), places)
+        nll(model, tokens).sum().item()
+    assert trace.report.status == "clean" and ids is not None
+    assert all("numpy" not in notice.site.file for notice in trace.report.escapes if notice.site)
