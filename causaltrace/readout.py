@@ -20,6 +20,9 @@ from causaltrace.shadow import Shadow
 #: Element-wise integer ops that leave values in range alone.
 GUARDS = ("remainder", "clamp", "clamp_min", "clamp_max", "fmod", "maximum", "minimum")
 
+#: Comparisons with one number.
+DECIDED = ("eq", "ne", "lt", "le", "gt", "ge")
+
 #: A linear layer and its loss as one op, in its two forms: every position's loss, and their sum or mean.
 FUSED, FUSED_ROWS = "_linear_cross_entropy_batch_chunked", "_linear_cross_entropy_batch_chunked_no_reduction"
 
@@ -220,3 +223,16 @@ def unchanged(
     changed = algebra.keep(ledger.read(shadow.label), ~same)
     possible = None if shadow.possible is None else algebra.join(shadow.possible, changed)
     return Shadow(algebra.join(shadow.support, changed), possible, label=algebra.keep(shadow.label, same))
+
+
+def decided(op: Op, bound: dict[str, Any], shadows: dict[int, Shadow]) -> Shadow | None:
+    """A comparison that comes out the same for all labels, which are never negative (``y != -100``)."""
+    x, limit = bound.get("self"), bound.get("other")
+    shadow = shadows.get(id(x))
+    if op.name not in DECIDED or not isinstance(x, Tensor) or shadow is None or shadow.label is None:
+        return None
+    if isinstance(limit, Tensor) and limit.numel() == 1 and id(limit) not in shadows and known(limit):
+        limit = limit.item()
+    if not isinstance(limit, (int, float)) or limit >= 0 and (limit > 0 or op.name not in ("lt", "ge")):
+        return None
+    return Shadow(shadow.support, shadow.possible)

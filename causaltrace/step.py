@@ -12,7 +12,7 @@ from causaltrace import distribution, mass, rules
 from causaltrace.combined import bare, is_score, matches, mixed, point
 from causaltrace.lattice.cells import Algebra, Cells
 from causaltrace.ledger import Ledger, Pending
-from causaltrace.readout import is_loss, matched, onehot, selector, sums, targets, unchanged
+from causaltrace.readout import decided, is_loss, matched, onehot, selector, sums, targets, unchanged
 from causaltrace.rules.call import OpCall, known
 from causaltrace.rules.ordered import MAKERS, follow
 from causaltrace.schema import Op, tensors
@@ -156,7 +156,9 @@ class Step:
         if ordered and not hedged and not self.backward:
             self._follow(after)
         if self.op.escapes and not self.tracer.quiet:
-            after.escapes = [(self.op.name, s) for s in self._escaping()]
+            gone = self._escaping()
+            after.escapes = [(self.op.name, s) for s in gone]
+            after.leaving = [s for s in after.leaving if all(s is not g for g in gone)]  # scored as they left
         return after
 
     def _follow(self, after: After) -> None:
@@ -344,6 +346,8 @@ class Step:
             first = picked._replace(objective=objective)
         elif (guarded := unchanged(self.op, self.bound, self.outs, self.shadows, tracer.ledger)) is not None:
             first = guarded
+        elif (same := decided(self.op, self.bound, self.shadows)) is not None:
+            first = same
         elif carriers and moves:
             first = self._gated(first)._replace(objective=objective)
         elif carriers and not (kind == rules.FREE or self.op.name in COMPARING):

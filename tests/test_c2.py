@@ -295,8 +295,12 @@ def test_probabilities_that_python_reads_are_clean_and_raw_values_are_not() -> N
         sum(-math.log(p) for p in at(Toy()(tokens[:-1]).softmax(-1), tokens[1:]).tolist())
     assert trace.ok
     with causaltrace.watch(tokens) as trace, torch.no_grad():
-        at(Toy()(tokens[:-1]), tokens[1:]).tolist()
-    assert trace.report.status == "unverified" and not trace.report.violations
+        sum(-math.log(p.item()) for p in at(Toy()(tokens[:-1]).softmax(-1), tokens[1:]))
+    assert trace.ok, trace.report
+    for read in (Tensor.tolist, lambda t: [x.item() for x in t]):
+        with causaltrace.watch(tokens) as trace, torch.no_grad():
+            read(at(Toy()(tokens[:-1]), tokens[1:]))
+        assert trace.report.status == "unverified" and not trace.report.violations
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])

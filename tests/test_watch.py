@@ -237,6 +237,28 @@ def test_zero_weights_take_positions_out() -> None:
     assert trace.ok and list(trace.report.positions) == list(range(1, len(tokens)))
 
 
+PADDED: dict[str, Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]] = {
+    "mul": lambda nll, y, pad: (nll * (y != pad)).sum(),
+    "where": lambda nll, y, pad: torch.where(y == pad, 0.0, nll).sum(),
+    "select": lambda nll, y, pad: nll[y != pad].sum(),
+    "masked_select": lambda nll, y, pad: nll.masked_select(y.ne(torch.tensor(pad))).mean(),
+    "sign": lambda nll, y, pad: (nll * (y >= 0) if pad < 0 else nll * (y > pad)).sum(),
+    "numpy": lambda nll, y, pad: nll.numpy()[y.numpy() != pad].sum(),
+}
+
+
+@pytest.mark.parametrize("form", PADDED)
+def test_padding_is_told_from_labels_by_its_sign(form: str) -> None:
+    tokens = stream()
+    for pad, expected in ((-100, "clean"), (3, "violation")):  # no class, and one
+        with causaltrace.watch(tokens) as trace, torch.no_grad():
+            y = F.pad(tokens[1:], (0, 4), value=pad)
+            logits = F.pad(Toy()(tokens[:-1]), (0, 0, 0, 4))
+            values = F.cross_entropy(logits, y, reduction="none", ignore_index=-100)
+            float(PADDED[form](values, y, pad))
+        assert trace.report.status == expected, trace.report
+
+
 @pytest.mark.parametrize("spelling", ["gather", "index", "take_along_dim", "onehot", "eq", "nll_loss"])
 def test_spellings_of_a_readout(spelling: str) -> None:
     tokens = stream()

@@ -34,7 +34,9 @@ HELP: dict[str, str] = {
     ),
     "CT006": (
         "A position was scored from two different distributions (C4). Keep one score for each position, "
-        "and do not choose between runs after the fact."
+        "and do not choose between runs after the fact. If one of the two is no score (a diagnostic, a loss "
+        "after an update, a count that is looked up), name the scores before anything else reads them: "
+        "`causaltrace.score(nll)`."
     ),
     "CT090": (
         "An operation without a rule: all of its inputs count as having reached all of its outputs, so "
