@@ -13,6 +13,7 @@ slot of item i have theirs.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from causaltrace.geometry import Geometry, nested
@@ -27,35 +28,51 @@ COUNTS = "counts"  #: how many keys are 0, 1, 2, ...
 ENDS = "ends"  #: the slots before which the keys 0, 1, 2, ... end
 PLACES = "places"  #: slot -> the coordinates of its item in the mask
 COLUMN = "column"  #: slot -> one of them
+MASK = "mask"  #: the mask itself: its true elements are the items, in order
 
 
 class Arrangement:
     """How items got into slots. A sort: ``keys`` is what each slot's key depends on, given its item. The
-    places of a mask: ``chosen`` is what the mask, of shape ``sizes``, depends on."""
+    places of a mask: ``chosen`` is what the mask, of shape ``sizes``, depends on, on each plane."""
 
     __slots__ = ("chosen", "keys", "size", "sizes")
 
     def __init__(
-        self, size: int, keys: Cells | None = None, chosen: Cells | None = None, sizes: tuple[int, ...] = ()
+        self,
+        size: int,
+        keys: Cells | None = None,
+        chosen: Mapping[str, Cells | None] | None = None,
+        sizes: tuple[int, ...] = (),
     ) -> None:
         self.size, self.keys, self.chosen, self.sizes = size, keys, chosen, sizes
 
 
 class Order(NamedTuple):
     """``dim`` holds the slots of the arrangement; ``own`` is what each element depends on besides the order.
-    Of an inverse, counts and ends no dim holds slots. ``column``: which coordinate a column of places is."""
+    Of an inverse, counts, ends and masks no dim holds slots. ``column``: which coordinate a column of places
+    is. ``hedge``: ``own`` on the plane of what is possible (None: the same)."""
 
     arrangement: Arrangement
     role: str
     dim: int
     own: Cells | None
     column: int = 0
+    hedge: Cells | None = None
+
+    def given(self, plane: str) -> Cells | None:
+        """What each element depends on, besides the order, on this plane."""
+        return self.hedge or self.own if plane == "possible" else self.own
+
+    def planes(self, fn: Callable[[Cells], Cells | None]) -> Order:
+        """``fn`` on both."""
+        own, hedge = (None if c is None else fn(c) for c in (self.own, self.hedge))
+        return self._replace(own=own, hedge=hedge)
 
 
 def seen_through(order: Order, base: Geometry, view: Geometry) -> Order | None:
     """The order of a view of ``base`` (with ``own`` as it was), if all slots are on one of its dims."""
     alike = _alike(base, view)
-    if order.role in (INVERSE, COUNTS, ENDS):
+    if order.role in (INVERSE, COUNTS, ENDS, MASK):
         return order if alike else None
     dim = _slots(order.dim, base, view)
     if dim is None:

@@ -35,6 +35,8 @@ LEGAL_SEARCH = 200
 UNREAD_UPDATES = 256
 #: What Python calls the operations by which values leave torch.
 NAMES = {"_local_scalar_dense": "a scalar read (item, float, int or bool)"}
+#: Operations that tell Python how many elements a mask chooses.
+COUNTING = ("index", "nonzero", "masked_select")
 
 
 def check_order(order: str) -> None:
@@ -185,13 +187,12 @@ class Judge:
         self.timeline.add(Moment("escape", site, label=top, scored=self._scored))
         known = self.escapes.get((what, site))
         if known is None:
-            self.escapes[what, site] = Notice(
-                "CT091",
-                f"{NAMES.get(what, what)} gave Python a value that depends on labels",
-                label=label,
-                site=site,
-                remedy="score these positions before it leaves, or keep the value in torch",
-            )
+            given, remedy = "a value that depends", "keep the value in torch"
+            if what in COUNTING:
+                given, remedy = "a number of elements that depends", "choose them with where, of all rows"
+            message = f"{NAMES.get(what, what)} gave Python {given} on labels"
+            remedy = f"score these positions before it leaves, or {remedy}"
+            self.escapes[what, site] = Notice("CT091", message, remedy, site, label=label)
         else:
             known.count += 1
             known.label = max(known.label or 0, label)

@@ -305,9 +305,13 @@ class Memory:
     def _ordered(self, order: Order, base: Geometry, view: Geometry) -> Order | None:
         """The order of a view."""
         seen = seen_through(order, base, view)
-        if seen is None or seen.own is None:
-            return seen
-        return seen._replace(own=self._view(seen.own, base, view))
+        return None if seen is None else seen.planes(lambda cells: self._view(cells, base, view))
+
+    def arrange(self, t: Tensor, order: Order) -> None:
+        """The elements of ``t`` are found to be in this order, until they are written to."""
+        entry = self.entry(t)
+        if entry is not None and self._geometry(t) == entry.base:
+            entry.set(entry.shadow._replace(order=order))
 
     def _view(self, cells: Cells, base: Geometry, view: Geometry) -> Cells | None:
         if cells.uniform:
@@ -372,8 +376,8 @@ class Memory:
                 order = shadow.order
                 shadow = shadow.planes(lambda cells: self._algebra.aligned(cells, ndim))
                 if order is not None and shadow is not None:
-                    own = None if order.own is None else self._algebra.aligned(order.own, ndim)
-                    shadow = shadow._replace(order=order._replace(own=own))
+                    order = order.planes(lambda cells: self._algebra.aligned(cells, ndim))
+                    shadow = shadow._replace(order=order)
         size = storage.nbytes() if entry is None or entry.nbytes < 0 else entry.nbytes
         if entry is not None and entry.base == view or self._whole(t, size, view):
             if entry is not None:

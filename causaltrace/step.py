@@ -8,13 +8,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from causaltrace import distribution, mass, rules
+from causaltrace import arranged, distribution, mass, rules
 from causaltrace.combined import bare, is_score, matches, mixed, point
 from causaltrace.lattice.cells import Algebra, Cells
 from causaltrace.ledger import Ledger, Pending
 from causaltrace.readout import decided, is_loss, matched, onehot, selector, sums, targets, unchanged
 from causaltrace.rules.call import OpCall, known
-from causaltrace.rules.ordered import MAKERS, follow
+from causaltrace.rules.ordered import MAKERS
 from causaltrace.schema import Op, tensors
 from causaltrace.shadow import UNHEDGED, Memory, Shadow
 from causaltrace.site import Site
@@ -128,6 +128,7 @@ class Step:
         """Supports of the results, and what happened to readouts on the way."""
         special = hedged = False
         ordered = self.op.name in MAKERS
+        arranged.by_masks(self)
         for shadow in self.shadows.values():
             if shadow[1:] != UNHEDGED:
                 special = special or not shadow.plain
@@ -153,34 +154,13 @@ class Step:
             after = After([Shadow(s, p) for s, p in zip(support, possible, strict=True)])
         if special:
             self._readouts(after)
-        if ordered and not hedged and not self.backward:
-            self._follow(after)
+        if ordered and not self.backward:
+            arranged.follow(self, after, hedged)
         if self.op.escapes and not self.tracer.quiet:
             gone = self._escaping()
             after.escapes = [(self.op.name, s) for s in gone]
             after.leaving = [s for s in after.leaving if all(s is not g for g in gone)]  # scored as they left
         return after
-
-    def _follow(self, after: After) -> None:
-        """A sorted order through the op; where it cancels out, supports without it."""
-        orders = {i: s.order for i, s in self.shadows.items() if s.order is not None}
-        if any(s._replace(order=None)[1:] != UNHEDGED for s in self.shadows.values()):
-            return  # labels and readouts move on planes of their own
-        bare = self.bare("support")
-        bound, originals = self.tracer.represented(self.bound, orders)
-        orders |= {t: orders[original] for t, original in originals.items()}
-
-        def own(t: Tensor) -> Cells | None:
-            order = orders.get(id(t))
-            return bare(t) if order is None else order.own
-
-        call = OpCall(self.op.name, bound, own, self.tracer.algebra, out=self.out, blind=self.tracer.blind)
-        found, settled = follow(call, self.op.rule.fn, self.kind == rules.POINT, orders)
-        for i, cells in enumerate(settled or []):
-            after.shadows[i] = after.shadows[i]._replace(support=cells)
-        for i, order in enumerate(found):
-            if after.shadows[i].support is not None:
-                after.shadows[i] = after.shadows[i]._replace(order=order)
 
     def _escaping(self) -> list[Shadow]:
         """What Python learns from the op: values that it returns, or values that a shape is made of."""

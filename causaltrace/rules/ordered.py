@@ -8,7 +8,7 @@ what for. Anything not named here loses the order, and keeps the support of all 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from causaltrace.order import (
     INVERSE,
     ITEMS,
     KEYS,
+    MASK,
     PERMUTATION,
     PLACES,
     Arrangement,
@@ -35,6 +36,10 @@ LOSSLESS = (torch.int32, torch.int64, torch.float32, torch.float64)
 SLOTS = (ITEMS, PERMUTATION, KEYS, PLACES, COLUMN)
 #: Operations that put items into slots.
 MAKERS = ("sort", "nonzero")
+#: Those that take a mask for the places where it is true.
+MASKED = ("nonzero", "index", "index_put")
+#: Rules that take slots from what has none itself.
+CHOOSING = ((matmul.grouped_mm, ENDS), (index.index, MASK))
 
 
 class Followed(NamedTuple):
@@ -47,12 +52,28 @@ class Followed(NamedTuple):
 NOTHING = Followed([])
 
 
-def follow(op: OpCall, rule: Callable[[OpCall], Result], pointwise: bool, orders: Orders) -> Followed:
+def masks(name: str, args: Mapping[str, Any]) -> list[Tensor]:
+    """Masks that choose what an operation reads or writes."""
+    if name not in MASKED:
+        return []
+    if name == "nonzero":
+        return [args["self"]] if args["self"].ndim else []
+    return [t for t in args["indices"] if t is not None and t.dtype == torch.bool and t.ndim and known(t)]
+
+
+def of_mask(mask: Tensor, chosen: Mapping[str, Cells | None]) -> Order:
+    """The order of what a mask chooses, for as long as the mask is what it is."""
+    return Order(
+        Arrangement(int(mask.count_nonzero()), chosen=chosen, sizes=tuple(mask.shape)), MASK, 0, None
+    )
+
+
+def through(op: OpCall, rule: Callable[[OpCall], Result], pointwise: bool, orders: Orders) -> Followed:
     """What becomes of the orders of the arguments in this operation."""
     if op.name == "sort":
         return _sort(op, orders)
     if op.name == "nonzero":
-        return _places(op)
+        return _places(op, orders)
     if op.name in ("histc", "bincount", "cumsum"):
         found = _counted(op, orders)
         if found is not None:
@@ -67,7 +88,7 @@ def follow(op: OpCall, rule: Callable[[OpCall], Result], pointwise: bool, orders
     if rule is move.same:
         return _same(op, orders)
     known = [o for t in op.inputs() if (o := orders.get(id(t))) is not None]
-    slots = [o for o in known if o.role in SLOTS or rule is matmul.grouped_mm and o.role == ENDS]
+    slots = [o for o in known if o.role in SLOTS or (rule, o.role) in CHOOSING]
     if not known or len(slots) < len(known) or len({id(o.arrangement) for o in known}) > 1:
         return NOTHING
     dim = _aligned(op, orders) if pointwise or rule in (move.where, move.masked_fill) else None
@@ -78,7 +99,8 @@ def follow(op: OpCall, rule: Callable[[OpCall], Result], pointwise: bool, orders
     cells = _results(rule(op))
     if rule is matmul.grouped_mm:  # whose weights a slot meets follows from its key
         cells = [op.lattice.join(c, _column(op, known[0].arrangement.keys)) for c in cells]
-    return Followed([Order(known[0].arrangement, ITEMS, dim, c) for c in cells])
+    role = COLUMN if known[0].role == MASK and _counts_up(op.args["self"]) else ITEMS
+    return Followed([Order(known[0].arrangement, role, dim, c) for c in cells])
 
 
 def _results(result: Result) -> list[Cells | None]:
@@ -115,12 +137,14 @@ def _sort(op: OpCall, orders: Orders) -> Followed:
     return Followed([Order(permutation, role, 0, own), Order(permutation, PERMUTATION, 0, None)])
 
 
-def _places(op: OpCall) -> Followed:
+def _places(op: OpCall, orders: Orders) -> Followed:
     """Where a mask is true, in order: which items there are follows from the mask at their own places."""
-    x, c, out = op.tensor("self"), op.cells("self"), op.out
-    if c is None or not x.ndim or not isinstance(out, Tensor):
+    order, out = orders.get(id(op.args["self"])), op.out  # a matrix, or numpy's columns
+    if order is None or order.role != MASK:
         return NOTHING
-    return Followed([Order(Arrangement(len(out), chosen=c, sizes=tuple(x.shape)), PLACES, 0, None)])
+    if isinstance(out, Tensor) and out.ndim == 2:
+        return Followed([Order(order.arrangement, PLACES, 0, None)])
+    return Followed([Order(order.arrangement, COLUMN, 0, None, d) for d in range(len(op.outputs()))])
 
 
 def _counted(op: OpCall, orders: Orders) -> Order | None:
@@ -205,9 +229,19 @@ def _puts_back(op: OpCall, orders: Orders) -> tuple[Order, int] | None:
             return None
     else:
         return None
-    target, source = _slots(orders, index), _slots(orders, values)
-    if target is None or source is None or target.arrangement is not source.arrangement:
+    target, source = orders.get(id(index)), _slots(orders, values)
+    if target is None or target.role not in (*SLOTS, MASK):
         return None
+    if target.role == MASK and index.shape != x.shape[dim : dim + index.ndim]:
+        return None
+    if id(values) not in orders and target.role in (COLUMN, MASK) and _alike(values, x, dim, index):
+        return target, dim  # the same is written to all places
+    if source is None or target.arrangement is not source.arrangement:
+        return None
+    if target.role == MASK:
+        behind = x.ndim - dim - index.ndim
+        inside = values.ndim - 1 - source.dim == behind or target.arrangement.size == 1  # which is on any dim
+        return (target, dim) if inside else None
     rows = (dim if op.name.startswith("scatter") else 0, dim)
     elsewhere = (target.dim, source.dim) != rows or values.ndim != x.ndim
     if elsewhere and target.arrangement.size > 1:  # a single slot may be on any dim, or on none
@@ -219,16 +253,31 @@ def _puts_back(op: OpCall, orders: Orders) -> tuple[Order, int] | None:
     return target, dim
 
 
+def _alike(values: Tensor, x: Tensor, dim: int, index: Tensor) -> bool:
+    """Are values that are written at ``index`` the same for all slots?"""
+    behind = x.ndim - dim - (index.ndim if index.dtype == torch.bool else 1)
+    return values.ndim <= behind or values.shape[-1 - behind] < 2
+
+
+def _counts_up(x: Tensor) -> bool:
+    """0, 1, 2, ...: what is chosen of it are the places."""
+    integers = x.ndim == 1 and not x.is_floating_point() and known(x)
+    return integers and bool((x == torch.arange(len(x), device=x.device)).all())
+
+
 def _chosen(op: OpCall, order: Order, dim: int) -> Cells | None:
     """What decides which items are written to each index of ``dim``: the mask at their places."""
-    chosen, lattice = order.arrangement.chosen, op.lattice
+    if order.arrangement.chosen is None:
+        return None
+    chosen, lattice, ndim = order.arrangement.chosen[op.plane], op.lattice, op.tensor("self").ndim
+    sizes = order.arrangement.sizes
+    if chosen is not None and order.role != MASK:
+        chosen = lattice.reduce(chosen, [d for d in range(len(sizes)) if d != order.column])
     if chosen is None:
         return None
-    sizes = order.arrangement.sizes
-    kept = lattice.reduce(chosen, [d for d in range(len(sizes)) if d != order.column])
-    assert kept is not None
-    ndim = op.tensor("self").ndim
-    return lattice.reshaped(kept, tuple(kept.dims[order.column] if d == dim else 1 for d in range(ndim)))
+    dims = chosen.dims if order.role == MASK else chosen.dims[order.column : order.column + 1]
+    behind = ndim - dim - len(dims)
+    return lattice.reshaped(chosen, (1,) * dim + tuple(dims) + (1,) * behind)
 
 
 def _at(index: Tensor, dim: int) -> list[Tensor | None]:
@@ -324,6 +373,11 @@ def _read(op: OpCall, orders: Orders) -> int | None:
         return order.dim if order is not None and len(orders) == 1 else None
     if id(op.args["self"]) in orders:
         return None
+    if (
+        op.name == "index"
+        and (used := [t for t in op.args["indices"] if t is not None])[0].dtype == torch.bool
+    ):
+        return op.args["indices"].index(used[0]) if len(used) == 1 and id(used[0]) in orders else None
     places = op.args["indices"] if op.name in ("index", "_unsafe_index") else _at(op.args["index"], op.dim())
     used = [(d, t) for d, t in enumerate(places) if t is not None]
     first = _slots(orders, used[0][1])

@@ -9,9 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from causaltrace.boundary.host import Host
+from causaltrace.boundary.outside import Outside
 from causaltrace.geometry import Geometry
+from causaltrace.lattice.cells import Cells
 from causaltrace.order import COLUMN, ITEMS, KEYS, PLACES, Arrangement, Order, seen_through
-from tests.oracle import Index, check, reported
+from causaltrace.shadow import Shadow
+from tests.oracle import Index, check, reported, tracer
 from tests.rules.test_pointwise import rand
 
 N, GROUPS = 5, 3
@@ -118,9 +122,36 @@ def several_groups_each(x: Tensor, keys: Tensor) -> Tensor:
     return out
 
 
+def chosen_by_masks(x: Tensor, keys: Tensor) -> list[Tensor]:
+    """What a mask reads, computed alike, written where the mask is."""
+    out = [torch.ones(N, 2), torch.ones(N, 2), torch.zeros(N, 2), torch.ones(2, N), torch.zeros(N)]
+    for group in range(GROUPS + 1):  # of the last one there is nothing
+        mask = keys == group
+        y = (x[mask] * (group + 0.5) + x[mask].sum(1)[:, None]).tanh()
+        out[0][mask] = y
+        out[1] = out[1].index_put((mask.nonzero()[:, 0],), y)
+        out[2].index_add_(0, torch.arange(N)[mask], y)
+        out[3][:, mask] = y.t()
+        out[4][mask] = 0.5 + group
+    return out
+
+
+def chosen_elements(x: Tensor, keys: Tensor) -> list[Tensor]:
+    """Masks of several dims, and places of which all get the same."""
+    mask = torch.stack((keys > 0, keys > 1), 1)
+    rows = mask.nonzero()[:, 0]
+    one, two, three = x * 1.0, torch.zeros(1, N, 2), torch.zeros(N)
+    one[mask] = x[mask].sigmoid()
+    two[:, mask] = (x[mask] * 3.0)[None]
+    three[rows] = 2.0
+    return [one, two, three, x.index_put((mask,), torch.tensor([7.0]))]
+
+
 @pytest.mark.parametrize(
     "fn",
     [
+        chosen_by_masks,
+        chosen_elements,
         by_table,
         by_grouped_product,
         by_counts,
@@ -200,6 +231,85 @@ def test_what_tells_places_apart_depends_on_the_mask(name: str) -> None:
         return TELLING_PLACES[name](x[items] * 2.0, items)
 
     check(fn, rand(N, 2), KEYS_OF_ITEMS, layouts=False)
+
+
+def changed(mask: Tensor) -> Tensor:
+    return mask.logical_not_()
+
+
+#: What is done with what a mask chose that tells which else it chose. ``y``: the rows that it chose.
+TELLING_MASKS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "reversed": lambda y, mask: torch.zeros(N, 2).index_put((mask,), y.flip(0)),
+    "sums": lambda y, mask: torch.zeros(N, 2).index_put((mask,), y.cumsum(0)),
+    "weights of slots": lambda y, mask: torch.zeros(N, 2).index_put((mask,), y * NUMBERS[: len(y), None]),
+    "the same for all": lambda y, mask: torch.zeros(N, 2).index_put((mask,), y.sum(0)),
+    "a mask like it": lambda y, mask: torch.zeros(N, 2).index_put((mask.clone(),), y),
+    "shifted": lambda y, mask: torch.zeros(N, 2).index_put((mask.roll(1),), y),
+    "changed since": lambda y, mask: torch.zeros(N, 2).index_put((changed(changed(mask)),), y),
+    "written to since": lambda y, mask: torch.zeros(N, 2).index_put(
+        (mask.index_fill_(0, mask[:1].long(), True),), y[:1]
+    ),
+    "the last place": lambda y, mask: torch.zeros(N, 2) + NUMBERS[mask].amax(),
+    "the first one": lambda y, mask: torch.zeros(N, 2) + y[0],
+    "places in another order": lambda y, mask: torch.zeros(N, 2).index_put((NUMBERS.flip(0)[mask],), y),
+    "places that meet": lambda y, mask: torch.zeros(N, 2).index_put((NUMBERS.div(2).long()[mask],), y),
+    "on the other side": lambda y, mask: torch.where(mask[:, None], 0.0, y.sum()),
+}
+
+
+@pytest.mark.parametrize("name", TELLING_MASKS)
+def test_what_tells_what_else_a_mask_chose_depends_on_it(name: str) -> None:
+    def fn(x: Tensor, keys: Tensor) -> Tensor:
+        mask = keys > 0
+        return TELLING_MASKS[name](x[mask] * 2.0, mask)
+
+    check(fn, rand(N, 2), KEYS_OF_ITEMS, layouts=False)
+
+
+def test_masks_that_are_equal_by_chance_are_two() -> None:
+    """In another run they differ, and what one reads is not where the other one writes."""
+
+    def fn(x: Tensor, keys: Tensor, others: Tensor) -> Tensor:
+        return torch.zeros(N, 2).index_put((others > 0,), x[keys > 0])
+
+    keys = KEYS_OF_ITEMS.tensor
+    got = reported(fn, [rand(N, 2), keys, keys.clone()], [None, NUMBERS, None])
+    assert got.tolist() == [N - 1 if key else -1 for key in keys.tolist() for _ in range(2)]
+
+
+@pytest.mark.parametrize("fn", [chosen_by_masks, chosen_elements, one_group_at_a_time])
+def test_what_is_possible_is_followed_as_what_is_certain(fn: Callable[..., list[Tensor]]) -> None:
+    """The plane of what is possible says what the support would say if all of that were certain."""
+    keys, certain, more = KEYS_OF_ITEMS.tensor, NUMBERS, NUMBERS + N
+
+    def supports(support: Tensor, possible: Tensor | None) -> tuple[list[Tensor], list[Tensor]]:
+        trace = tracer()
+        trace.recorder.escaped = lambda *_: None  # type: ignore[method-assign]
+        trace.ledger.grow(2 * N)
+        given, x = keys.clone(), rand(N, 2)
+        planes = [
+            None if p is None else Cells((p * 2 + 1)[:, None].repeat(1, 2)) for p in (support, possible)
+        ]
+        trace.memory.write(given, Shadow(*planes))
+        with Host(trace, Outside(trace)), trace:
+            out = fn(x, given)
+        shadows = [trace.memory.read(t) or Shadow() for t in out]
+        both = [(s.support, s.possible or s.support) for s in shadows]
+        return tuple(  # type: ignore[return-value]
+            [
+                (torch.tensor(-1) if c is None else c.data[..., 0] >> 1).expand(t.shape)
+                for c, t in zip(plane, out, strict=True)
+            ]
+            for plane in zip(*both, strict=True)
+        )
+
+    (support, possible), (least, _), (most, _) = (
+        supports(certain, more),
+        supports(certain, None),
+        supports(more, None),
+    )
+    assert all(map(torch.equal, support, least)) and all(map(torch.equal, possible, most))
+    assert not all(map(torch.equal, support, possible))
 
 
 #: Ends of groups that are not those of the keys; all rows are in some group.
