@@ -11,7 +11,7 @@ from __future__ import annotations
 import weakref
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -53,6 +53,18 @@ class Score:
     late: Cells | None = None
     mass: Tensor | None = None
     left: bool = False
+
+    def element(self, i: int) -> tuple[int, ...]:
+        """The index of the ``i``-th readout in its tensor."""
+        index = torch.unravel_index(self.index[i].cpu(), self.dims) if self.dims else ()
+        return tuple(int(x) for x in index)
+
+    def restricted(self, keep: Tensor) -> Score:
+        """Only some of the readouts."""
+        keep = keep.to(self.target.device)
+        flat = ("target", "support", "possible", "members", "post", "again", "index", "mass")
+        parts: dict[str, Any] = {n: None if (t := getattr(self, n)) is None else t[keep] for n in flat}
+        return replace(self, **parts)
 
 
 @dataclass(slots=True, eq=False)

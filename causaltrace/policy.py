@@ -72,6 +72,7 @@ class Judge:
     _updates: list[tuple[Site, list[Tensor]]] = field(default_factory=list)
     _paths: dict[tuple[str, int], tuple[Hop, ...]] = field(default_factory=dict)
     _unscored: Unscored = field(default_factory=Unscored)
+    _picked: dict[int, Site] = field(default_factory=dict)  #: positions of which nothing else was seen
 
     # -- told by the tracer ---------------------------------------------------------------------------
 
@@ -84,7 +85,18 @@ class Judge:
             event.left = left
             self.score(event)
 
+    def picked(self, shadow: Shadow, site: Site) -> None:
+        """Readouts of which an operation picks some by their size: scores, if nothing else takes them all."""
+        event = None if self.explicit else self.ledger.event(shadow, site)
+        if event is not None:
+            fresh = self._positions(event)[~self.ledger.is_scored[self._positions(event)]].tolist()
+            self.score(event)
+            self._picked.update(dict.fromkeys(fresh, site))
+
     def score(self, event: Score) -> None:
+        if self._picked:
+            for at in self._positions(event).tolist():
+                self._picked.pop(at, None)
         position, latest, first = as_numpy(self.ledger.commit(event))
         before = len(self.findings)
         self._judge(event)
@@ -123,7 +135,7 @@ class Judge:
         latest = torch.where(lag > 0, latest, -1)
         i = int(latest.argmax())
         if latest[i] >= 0:
-            route, whole = walk(cells, _element(event, i), int(latest[i]), event.site, LEGAL_SEARCH)
+            route, whole = walk(cells, event.element(i), int(latest[i]), event.site, LEGAL_SEARCH)
             if whole:
                 self._legal.append(Route(route, (int(lag[i]), int(lag[i])), False))
 
@@ -139,6 +151,7 @@ class Judge:
         self._scored = 0
         self._events.clear()
         self._legal.clear()
+        self._picked.clear()
 
     def updated(self, held: list[Cells], site: Site) -> None:
         """An optimizer step ended, and its parameters hold these supports. Their labels are looked at when
@@ -309,14 +322,16 @@ class Judge:
         if known is not None:
             known.count += count
             return
-        self.unnormalised[reason, site] = Notice(
-            "CT100",
-            f"scores may not be those of a normalised distribution: {reason}",
-            site=site,
-            count=count,
-            blocking=True,
-            remedy="normalise the row before the label is read, or trace.score(nll, distribution=row)",
-        )
+        message = f"scores may not be those of a normalised distribution: {reason}"
+        remedy = "normalise the row before the label is read, or trace.score(nll, distribution=row)"
+        self.unnormalised[reason, site] = Notice("CT100", message, remedy, site, count, blocking=True)
+
+    def _only_picked(self) -> list[Notice]:
+        """Scores of which nothing was seen but an operation that picks some by their size."""
+        message = "losses were picked by their size: no sum or mean of all of them was seen"
+        remedy = "sum all losses, or say what is scored: trace.score"
+        sites = Counter(self._picked.values()).items()
+        return [Notice("CT100", message, remedy, site, count, blocking=True) for site, count in sites]
 
     def _wanted(self, order: str) -> bool:
         return self.order in ("both", order)
@@ -346,7 +361,7 @@ class Judge:
         """Findings of one event, source and kind share the route; only the first is walked."""
         key = (kind, source if kind != "CT002" else -1)
         if key not in self._paths:
-            self._paths[key] = walk(cells, _element(event, i), source, event.site).hops
+            self._paths[key] = walk(cells, event.element(i), source, event.site).hops
         return self._paths[key]
 
     # -- the end --------------------------------------------------------------------------------------
@@ -359,7 +374,7 @@ class Judge:
         for event in self.objectives:
             fresh = ~definite[self._positions(event)]
             if bool(fresh.any()):
-                self.score(_restricted(event, fresh))
+                self.score(event.restricted(fresh))
         definite = self.ledger.is_scored.clone()
         for shadow in held:
             if shadow.objective and self.ledger.order:
@@ -368,7 +383,7 @@ class Judge:
             if returned is not None:
                 fresh = ~definite[self._positions(returned)]
                 if bool(fresh.any()):
-                    self.score(_restricted(returned, fresh))
+                    self.score(returned.restricted(fresh))
 
     def report(self, error: str | None) -> Report:
         self._catch_up()
@@ -376,7 +391,8 @@ class Judge:
         local = [self.streams.locate(p)[1] for p in positions] if len(self.streams.streams) > 1 else positions
         violations = list(self.findings.values())
         notes = [*self.notes, *self.declassified.values(), *self.unwritten_reads.values()]
-        notes += self.unnormalised.values()
+        unnormalised = [*self.unnormalised.values(), *self._only_picked()]
+        notes += unnormalised
         notes += filter(None, [None if self.explicit else self._unscored.notice(self.ledger)])
         if not positions:
             notes.append(
@@ -402,7 +418,7 @@ class Judge:
         for order in filter(self._wanted, ORDERS):
             failed = any(order in f.orders for f in violations)
             hidden = blind or bool(self.unproved[order])
-            blocked = hidden or bool(self.unnormalised)
+            blocked = hidden or bool(unnormalised)
             orders[order] = "violation" if failed else "unverified" if blocked else "clean"
             followed = followed and (failed or not hidden)
         status = next((s for s in ("violation", "unverified") if s in orders.values()), "clean")
@@ -424,7 +440,7 @@ class Judge:
         return Report(
             status,
             orders,
-            self._conditions(violations, followed),
+            self._conditions(violations, followed, bool(unnormalised)),
             violations,
             local,
             list(self.opaque_ops.values()),
@@ -457,40 +473,14 @@ class Judge:
             spans[id(finding.path)] = Route(finding.path, span, True)
         return iter(spans.values())
 
-    def _conditions(self, violations: list[Finding], followed: bool) -> dict[str, str]:
+    def _conditions(self, violations: list[Finding], followed: bool, unnormalised: bool) -> dict[str, str]:
         """``followed``: nothing hid where labels went."""
         kinds = {f.kind for f in violations}
         proved = "pass" if followed else "not covered"
-        normal = "not covered" if self.ledger.blind or self.unnormalised else proved
+        normal = "not covered" if self.ledger.blind or unnormalised else proved
         return {
             "C1": "fail" if kinds & {"CT001", "CT002", "CT003"} else proved,
             "C2": "fail" if kinds & {"CT004", "CT005"} else normal,
             "C3": "fail" if "CT003" in kinds else proved,
             "C4": "fail" if "CT006" in kinds else proved,
         }
-
-
-def _element(event: Score, i: int) -> tuple[int, ...]:
-    """The index of the event's ``i``-th readout in its tensor."""
-    index = torch.unravel_index(event.index[i].cpu(), event.dims) if event.dims else ()
-    return tuple(int(x) for x in index)
-
-
-def _restricted(event: Score, keep: Tensor) -> Score:
-    """The event with only some of its readouts."""
-    keep = keep.to(event.target.device)
-    return Score(
-        event.site,
-        event.target[keep],
-        event.support[keep],
-        event.possible[keep],
-        event.members[keep],
-        None if event.post is None else event.post[keep],
-        event.again[keep],
-        event.cells,
-        event.dims,
-        event.index[keep],
-        event.late,
-        None if event.mass is None else event.mass[keep],
-        event.left,
-    )

@@ -31,6 +31,11 @@ REMEDY = "write a rule for it (causaltrace.register_rule, docs/rules.md), or use
 COMPARING = frozenset(
     ["eq", "ne", "lt", "le", "gt", "ge", "isnan", "isinf", "isfinite", "isposinf", "isneginf", "signbit"]
 )
+#: Operations that pick some of the values that they are given, or say which there are: of scores no sum.
+PICKING = frozenset(
+    ["sort", "topk", "kthvalue", "median", "nanmedian", "mode", "max", "min", "amax", "amin", "aminmax"]
+    + ["cummax", "cummin", "histc", "histogram", "partition", "unique", "quantile", "percentile"]
+)
 #: Operations that write to places in a table.
 PUTTING = frozenset(("index_put", "_index_put_impl", "_unsafe_index_put", "scatter"))
 
@@ -43,6 +48,7 @@ class Recorder(Protocol):
     """What the tracer tells about scores, escapes, opaque ops and updates; ``policy.Judge`` implements it."""
 
     def scored(self, shadow: Shadow, site: Site) -> None: ...
+    def picked(self, shadow: Shadow, site: Site) -> None: ...
     def candidate(self, pending: Pending, site: Site) -> None: ...
     def escaped(self, what: str, shadow: Shadow, site: Site) -> None: ...
     def unwritten(self, op: str, site: Site) -> None: ...
@@ -331,14 +337,17 @@ class Step:
         elif carriers and moves:
             first = self._gated(first)._replace(objective=objective)
         elif carriers and not (kind == rules.FREE or self.op.name in COMPARING):
-            kept = None
+            kept, picks = None, not PICKING.isdisjoint(self.op.full.split("."))
             if not self._counted(carriers):
                 kept = point(self, carriers) if kind == rules.POINT else mixed(self, carriers)
             if kept is not None:
                 first = kept._replace(objective=objective)
             elif objective:
                 site = tracer.site("readout")
-                first = first._replace(pending=pending + tuple(Pending(s, site) for _, s in carriers))
+                summed = [s._replace(mass=None) if picks else s for _, s in carriers]
+                first = first._replace(pending=pending + tuple(Pending(s, site) for s in summed))
+            elif picks:
+                after.picked += [s for _, s in carriers]
             else:
                 after.leaving += [s for _, s in carriers]
                 first = first._replace(tally=True)
@@ -452,18 +461,21 @@ def opaque(tracer: Context, op: str, cells: Cells) -> None:
 class After:
     """What one op leaves to be done once its results are written."""
 
-    __slots__ = ("candidates", "escapes", "leaving", "shadows")
+    __slots__ = ("candidates", "escapes", "leaving", "picked", "shadows")
 
     def __init__(self, shadows: list[Shadow] | None = None) -> None:
         self.shadows: list[Shadow] = shadows or []
         self.leaving: list[Shadow] = []
+        self.picked: list[Shadow] = []
         self.candidates: list[Pending] = []
         self.escapes: list[tuple[str, Shadow]] = []
 
     def report(self, tracer: Context) -> None:
-        if not (self.leaving or self.candidates or self.escapes):
+        if not (self.leaving or self.picked or self.candidates or self.escapes):
             return
         site = tracer.site("score")
+        for shadow in self.picked:
+            tracer.recorder.picked(shadow, site)
         for shadow in self.leaving:
             tracer.recorder.scored(shadow, site)
         for pending in self.candidates:

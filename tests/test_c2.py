@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -284,6 +285,37 @@ def test_a_distribution_that_is_made_of_the_label_is_found() -> None:
 def test_a_distribution_of_another_shape_is_refused() -> None:
     with pytest.raises(ValueError, match="classes"):
         scored_with(lambda a: a[1:].softmax(-1))
+
+
+# -- what the number is ---------------------------------------------------------------------------------
+
+PICKED: dict[str, Callable[[Tensor], Tensor]] = {
+    "the lowest": lambda nll: nll.sort().values[:-5].sum(),
+    "topk": lambda nll: nll.topk(10, largest=False).values.sum(),
+    "median": lambda nll: nll.median() * len(nll),
+    "quantile": lambda nll: nll.quantile(0.4),
+    "the best of two": lambda nll: nll[:20].view(-1, 2).min(1).values.sum(),
+    "minima so far": lambda nll: nll.cummin(0).values.sum(),
+    "binned": lambda nll: (torch.histc(nll, 10, 0, 8) * torch.linspace(0, 8, 10)).sum(),
+    "numpy's lowest": lambda nll: torch.tensor(np.sort(nll.numpy())[:-5].sum()),
+    "numpy's partition": lambda nll: torch.tensor(np.partition(nll.numpy(), 9)[:9].sum()),
+    "numpy's best of two": lambda nll: torch.tensor(nll.numpy()[:20].reshape(-1, 2).min(1).sum()),
+}
+
+
+@pytest.mark.parametrize("name", PICKED)
+def test_losses_that_are_picked_by_their_size_are_no_sum_of_scores(name: str) -> None:
+    tokens = stream()
+    for logged, grad in ((False, False), (True, False), (False, True)):
+        if grad and "numpy" in name:
+            continue
+        with causaltrace.watch(tokens) as trace, torch.set_grad_enabled(grad):
+            nll = F.cross_entropy(Toy()(tokens[:-1]), tokens[1:], reduction="none")
+            PICKED[name](nll).item()
+            if logged:  # a diagnostic beside the score
+                nll.mean().item()
+        assert trace.report.status == ("clean" if logged else "unverified"), trace.report
+        assert trace.report.conditions["C1"] == "pass"
 
 
 # -- where scores go ------------------------------------------------------------------------------------

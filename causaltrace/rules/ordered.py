@@ -261,8 +261,8 @@ def _alike(values: Tensor, x: Tensor, dim: int, index: Tensor) -> bool:
 
 def _counts_up(x: Tensor) -> bool:
     """0, 1, 2, ...: what is chosen of it are the places."""
-    integers = x.ndim == 1 and not x.is_floating_point() and known(x)
-    return integers and bool((x == torch.arange(len(x), device=x.device)).all())
+    places = x.ndim == 1 and x.dtype in (torch.int32, torch.int64) and known(x)
+    return places and bool((x == torch.arange(len(x), device=x.device)).all())
 
 
 def _chosen(op: OpCall, order: Order, dim: int) -> Cells | None:

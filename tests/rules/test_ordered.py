@@ -266,6 +266,16 @@ def test_what_tells_what_else_a_mask_chose_depends_on_it(name: str) -> None:
     check(fn, rand(N, 2), KEYS_OF_ITEMS, layouts=False)
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.uint32, torch.int32, torch.bool])
+def test_tables_of_every_dtype(dtype: torch.dtype) -> None:
+    table = torch.arange(N).to(dtype)
+    check(
+        lambda keys: torch.zeros(N).index_put((keys > 0,), table[keys > 0].float()),
+        KEYS_OF_ITEMS,
+        layouts=False,
+    )
+
+
 def test_masks_that_are_equal_by_chance_are_two() -> None:
     """In another run they differ, and what one reads is not where the other one writes."""
 
