@@ -6,6 +6,7 @@ Everything here is abridgement for a reader; the complete data stay in the repor
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -284,5 +285,16 @@ def place(site: Site | None) -> str:
 
 
 def scope(report: Report) -> str:
-    """What the verdict of this report is about."""
-    return AUDITED if any(n.kind == "CT097" for n in report.notes) else SCOPE
+    """What the verdict of this report is about: also which numbers it takes for the scores."""
+    if any(n.kind == "CT097" for n in report.notes):
+        return AUDITED
+    read = Counter[str]()
+    for moment in report.timeline:
+        if moment.kind == "score":
+            read[place(moment.site)] += moment.count
+    if not read:
+        return SCOPE
+    lines = read.most_common(1)[0][0]
+    if len(read) > 1:
+        lines += f" and at {plural(len(read) - 1, 'other line')}"
+    return f"{SCOPE} Its scores are the numbers that were taken at {lines}, whatever is made of them later."

@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from causaltrace.report.model import Finding, Hop, Notice, Report, Run
+from causaltrace.report.model import Finding, Hop, Moment, Notice, Report, Run
 from causaltrace.report.text import path_text, render, to_text
 from tests.report import samples
 
@@ -110,6 +110,14 @@ def test_other_streams_are_named():
         Finding("CT001", 1, 2, ("stream",), samples.SCORE, stream="val", source_stream="train")
     ]
     assert "label train:x_2 → score of val:1" in to_text(report)
+
+
+def test_the_numbers_that_are_judged_are_named():
+    report = samples.violation()
+    report.timeline = [
+        Moment("score", samples.site("score", "sum", line), count=n) for line, n in ((7, 3), (9, 1))
+    ]
+    assert "samples.py:7 and at 1 other line" in " ".join(to_text(report).split())
 
 
 def test_many_findings_are_one_group():
