@@ -346,9 +346,13 @@ class Ledger:
         def fresh(cells: Cells, bound: bool) -> Cells | None:
             key = (id(cells), bound)
             if key not in done:
-                data = self.now(cells.data, bound)
-                out = cells if data is cells.data else Cells(data, cells.origin, cells.node)
-                done[key] = (cells, None if bool((data < 0).all()) else out)
+                top = self.algebra.bounds(cells)[1]
+                data = cells.data if top[1] < 0 else self.now(cells.data, bound)
+                if data is cells.data:
+                    done[key] = (cells, cells if max(top) >= 0 else None)
+                else:
+                    out = Cells(data, cells.origin, cells.node)
+                    done[key] = (cells, None if bool((data < 0).all()) else out)
             return done[key][1]
 
         settled: set[int] = set()

@@ -13,6 +13,8 @@ from causaltrace.boundary.arrays import Arrays, labels_in
 from causaltrace.boundary.ndarray import LabelArray
 
 _item = Tensor.__getitem__
+#: What an index may be made of that no label is in.
+PLAIN = frozenset((int, slice, type(None), type(Ellipsis)))
 
 
 def indexed(arrays: Arrays, original: Any) -> Callable[..., Any]:
@@ -26,6 +28,8 @@ def indexed(arrays: Arrays, original: Any) -> Callable[..., Any]:
 
     @functools.wraps(original)
     def wrapper(t: Tensor, key: Any, *values: Any) -> Any:
+        if not values and PLAIN.issuperset(map(type, key if type(key) is tuple else (key,))):
+            return original(t, key)
         if arrays.memory.starts and any(not isinstance(a, Tensor) for a in labels_in([key, *values])):
             key, values = seen(key), tuple(map(seen, values))
         keys = key if type(key) is tuple else (key,)
