@@ -29,6 +29,10 @@ POSITION_BITS = 30
 POSITION_MASK = (1 << POSITION_BITS) - 1
 
 
+#: Later than any position.
+NEVER = 1 << 40
+
+
 @dataclass(slots=True, eq=False)
 class Score:
     """One score event: readouts and what their distributions depended on, as flat arrays.
@@ -97,6 +101,7 @@ class Ledger:
         self.latest: list[Tensor] = []  #: the latest label that reached each of these scores, -1 if none did
         self.in_order = True  #: did every score come after the ones before it?
         self._furthest = -1  #: position scored
+        self._fresh_from = NEVER  #: the first position that was scored since shadows were brought up to date
         self._next_readout = 0
         self._first_marked = 0
         self._settled = True
@@ -293,6 +298,7 @@ class Ledger:
             nearest, furthest = (int(p) for p in torch.aminmax(rows[0]))
             self.in_order = self.in_order and nearest > self._furthest
             self._furthest = max(self._furthest, furthest)
+            self._fresh_from = min(self._fresh_from, nearest)
         self.order.append(rows[0])
         self.latest.append(rows[1])
         self.version += 1
@@ -341,13 +347,14 @@ class Ledger:
         if self._settled:
             return
         self._settled = True
+        stale, self._fresh_from = self._fresh_from * 2, NEVER  # what is below has not been scored since
         done: dict[tuple[int, bool], tuple[Cells, Cells | None]] = {}
 
         def fresh(cells: Cells, bound: bool) -> Cells | None:
             key = (id(cells), bound)
             if key not in done:
                 top = self.algebra.bounds(cells)[1]
-                data = cells.data if top[1] < 0 else self.now(cells.data, bound)
+                data = cells.data if top[1] < stale else self.now(cells.data, bound)
                 if data is cells.data:
                     done[key] = (cells, cells if max(top) >= 0 else None)
                 else:
@@ -361,9 +368,11 @@ class Ledger:
             if old.order is not None:
                 old = old._replace(order=None)
                 entry.set(old)
+            if old.support is None and old.possible is None and old.post is None:
+                continue
             if old.support is not None and old[1:] == UNHEDGED:
                 number = id(old.support)
-                if number in settled or self.algebra.bounds(old.support)[1][1] < 0:  # nothing is unscored
+                if number in settled or self.algebra.bounds(old.support)[1][1] < stale:
                     settled.add(number)
                     continue
             changed = False
