@@ -94,6 +94,12 @@ current_mode = _python_dispatch._get_current_dispatch_mode
 modes = _python_dispatch._get_current_dispatch_mode_stack
 without_top_mode = _python_dispatch._pop_mode_temporarily
 
+
+def unseen_by_modes() -> bool:
+    """Is torch in code of its own, the operations of which no mode sees?"""
+    return torch._C._dispatch_tls_is_dispatch_key_excluded(torch._C.DispatchKey.Python)
+
+
 #: The class, written in C, that ``Tensor`` has its methods from.
 TensorBase = torch._C.TensorBase
 

@@ -1,13 +1,15 @@
-"""Operators that call functions, where these cannot be followed; and what results of branches depend on."""
+"""Operations that cannot be followed: on sparse tensors, and those that call functions; and what results of
+branches depend on."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from causaltrace.higher import leaves
-from causaltrace.schema import Op, bind_higher_order
+from causaltrace.schema import Op, bind_higher_order, tensors
 from causaltrace.shadow import Shadow
 from causaltrace.step import opaque
 
@@ -51,4 +53,18 @@ def unfollowed(tracer: Tracer, op: Op, func: Any, args: Any, kwargs: Any, inputs
             shadow = (tracer.memory.read(t) or Shadow())._replace(mass=None)
             possible = tracer.algebra.reshaped(cells, (1,) * t.ndim)
             tracer.memory.write(t, shadow._replace(possible=possible))
+    return out
+
+
+def sparse(tracer: Tracer, op: Op, func: Any, args: Any, kwargs: Any, inputs: list[Tensor]) -> Any:
+    """Operations on sparse tensors: what goes in leaves sight, what comes out may hold all that did."""
+    out = func(*args, **kwargs)
+    dense = [t for t in inputs if t.layout is torch.strided]
+    with tracer._lock:
+        for t in tensors(out):
+            if t.layout is torch.strided:
+                tracer.host_data(t, dense)
+            else:
+                for source in dense:
+                    tracer.vanished(f"{op.full} (a sparse result)", tracer.memory.read(source))
     return out

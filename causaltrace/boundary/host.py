@@ -25,6 +25,7 @@ from causaltrace._compat import CAPSULE, CAPSULES, CAPTURING, SHARING, TEXT, Ten
 from causaltrace.boundary import numpy, slots
 from causaltrace.boundary.arrays import arrays_in, bare
 from causaltrace.boundary.bodies import unseen
+from causaltrace.boundary.elements import READING, Elements
 from causaltrace.boundary.outside import Outside
 from causaltrace.boundary.plain import Plain
 from causaltrace.boundary.processes import FORKING, Processes
@@ -79,6 +80,10 @@ class Host:
         self._replace(Tensor, "__cuda_array_interface__", property(interface))
         self._replace(Tensor, "__deepcopy__", self._copying(Tensor.__deepcopy__))
         self._replace(*TEXT, self._shown(getattr(*TEXT)))
+        elements = Elements(self.tracer)
+        self.tracer.lifted = elements.made
+        for name in READING:
+            self._replace(Tensor, name, elements.reading(getattr(Tensor, name)))
         for name in ENTERING:
             self._rename(getattr(torch, name), self._entering)
         self._replace(Tensor, "new_tensor", self._entering(Tensor.new_tensor, 1))
@@ -233,7 +238,8 @@ class Host:
             tracer.memory.write(out, after.shadows[0] if after else None)
         else:
             found = [arrays.tensor(a) for a in arrays_in(data) if not isinstance(a, Tensor)]
-            tracer.host_data(out, tensors(data) + found)
+            if found:
+                tracer.host_data(out, tensors(data) + found)
 
     def _entering(self, original: Callable[..., Any], place: int = 0) -> Callable[..., Any]:
         """``place``: of the data among the arguments."""
