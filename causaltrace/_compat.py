@@ -115,6 +115,9 @@ CAPSULES = tuple(
 )
 CAPSULE = torch._C._from_dlpack
 
+#: The function that pickles without Python.
+PICKLING = torch._C._pickle_save
+
 #: Modules that hold the environment in which bodies of higher-order operations are captured.
 CAPTURING: tuple[ModuleType, ...] = (torch._higher_order_ops.utils, flex_attention)
 

@@ -21,7 +21,16 @@ from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils._python_dispatch import _disable_current_modes
 
-from causaltrace._compat import CAPSULE, CAPSULES, CAPTURING, SHARING, TEXT, TensorBase, is_wrapped
+from causaltrace._compat import (
+    CAPSULE,
+    CAPSULES,
+    CAPTURING,
+    PICKLING,
+    SHARING,
+    TEXT,
+    TensorBase,
+    is_wrapped,
+)
 from causaltrace.boundary import numpy, slots
 from causaltrace.boundary.arrays import arrays_in, bare
 from causaltrace.boundary.bodies import unseen
@@ -30,25 +39,16 @@ from causaltrace.boundary.outside import Outside
 from causaltrace.boundary.plain import Plain
 from causaltrace.boundary.processes import FORKING, Processes
 from causaltrace.boundary.threads import STARTING
-from causaltrace.places import internal
+from causaltrace.higher import leaves
+from causaltrace.places import bookkeeping
 from causaltrace.replaced import replaced
 from causaltrace.schema import CHECKING, SILENT, tensors
 from causaltrace.tracer import Tracer
 
 #: Methods that hand a tensor's values or memory to something that is not torch.
-LEAVING = (
-    "tolist",
-    "__dlpack__",
-    "data_ptr",
-    "untyped_storage",
-    "storage",
-    "apply_",
-    "map_",
-    "map2_",
-    "__reduce_ex__",
-)
-#: Those whose result is good for writing, too, and as long as the tensor lives.
-POINTERS = ("__dlpack__", "data_ptr", "untyped_storage", "storage", "apply_", "map_", "map2_")
+LEAVING = ("tolist", "apply_", "map_", "map2_", "__reduce_ex__")
+#: Those whose result is good for writing, too, and as long as the tensor lives; some are new.
+POINTERS = ("__dlpack__", "data_ptr", "const_data_ptr", "untyped_storage", "_typed_storage", "storage")
 #: Functions that make tensors from Python or numpy data.
 ENTERING = ("tensor", "as_tensor", "asarray", "from_numpy")
 #: Those whose result shares its memory with something that is not torch.
@@ -74,8 +74,9 @@ class Host:
         return self
 
     def _enter(self) -> None:
-        for name in LEAVING:
-            self._replace(Tensor, name, self._leaving(name, getattr(Tensor, name)))
+        for name in (*LEAVING, *POINTERS):
+            if hasattr(Tensor, name):
+                self._replace(Tensor, name, self._leaving(name, getattr(Tensor, name)))
         interface = self._leaving("data_ptr", vars(Tensor)["__cuda_array_interface__"].fget)
         self._replace(Tensor, "__cuda_array_interface__", property(interface))
         self._replace(Tensor, "__deepcopy__", self._copying(Tensor.__deepcopy__))
@@ -92,7 +93,8 @@ class Host:
         for function in CAPSULES:
             self._rename(function, functools.partial(self._leaving, "__dlpack__"))
         self._rename(CAPSULE, self._adopting)
-        states = {name: self._seeding(name, vars(torch.Generator)[name]) for name in STATES}
+        self._rename(PICKLING, functools.partial(self._telling, "pickle"))
+        states = {name: self._telling(f"Generator.{name}", vars(torch.Generator)[name]) for name in STATES}
         self._undo.append(slots.patched(torch.Generator, states))
         for name in SHARING:
             self._replace(torch.UntypedStorage, name, self._giving(name))
@@ -144,14 +146,13 @@ class Host:
 
         @functools.wraps(original)
         def wrapper(t: Tensor, *args: Any, **kwargs: Any) -> Any:
-            # torch's own bookkeeping is not an escape; pickling always is
-            pickled = name == "__reduce_ex__"
-            if not pickled and internal(sys._getframe(1).f_code.co_filename):
+            address = name in POINTERS
+            if bookkeeping(sys._getframe(1), original.__name__, address):
                 return original(t, *args, **kwargs)
             tracer.seek(t)
-            if pickled:
+            if name == "__reduce_ex__":
                 outside.saved(t)
-            if name in POINTERS:
+            elif name != "tolist":
                 outside.opened(t)
             for source in tensors((t, *args)):
                 tracer.escape(name.strip("_"), source)
@@ -172,16 +173,16 @@ class Host:
 
         return wrapper
 
-    def _seeding(self, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+    def _telling(self, what: str, original: Callable[..., Any]) -> Callable[..., Any]:
         tracer = self.tracer
 
         @functools.wraps(original)
-        def method(generator: torch.Generator, *args: Any, **kwargs: Any) -> Any:
-            for t in tensors((*args, *kwargs.values())):
-                tracer.escape(f"Generator.{name}", t)
-            return original(generator, *args, **kwargs)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            for t in leaves((args, kwargs)):
+                tracer.escape(what, t)
+            return original(*args, **kwargs)
 
-        return method
+        return wrapper
 
     def _copying(self, original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
@@ -259,7 +260,7 @@ class Host:
 
         @functools.wraps(original)
         def wrapper(capsule: Any) -> Tensor:
-            if internal(sys._getframe(1).f_code.co_filename):
+            if bookkeeping(sys._getframe(1), original.__name__, address=True):
                 return original(capsule)
             out: Tensor = sharing(capsule)
             return out
