@@ -27,7 +27,7 @@ from causaltrace.schema import SILENT, Op, describe, describe_higher_order, only
 from causaltrace.shadow import UNHEDGED, Entry, Memory, Shadow
 from causaltrace.site import Site
 from causaltrace.step import After, Recorder, Step
-from causaltrace.unfollowed import also, sparse, unfollowed
+from causaltrace.unfollowed import ALIASES, KEEPING, also, sparse, unfollowed
 
 _NUMBERS = (int, float, bool)
 
@@ -146,7 +146,11 @@ class Tracer(TorchDispatchMode):
             op = self._ops[id(func)] = describe(func)
         op.calls += 1
         if op.view and not op.composite:
-            return self._refilled(op, func, args, kwargs) if op.fills else func(*args, **kwargs)
+            if op.fills:
+                return self._refilled(op, func, args, kwargs)
+            if args and getattr(args[0], "layout", torch.strided) in KEEPING and op.name not in ALIASES:
+                return sparse(self, op, func, args, kwargs, tensors(args))
+            return func(*args, **kwargs)
         if op.blank:
             out = func(*args, **kwargs)
             if self.outside is not None:

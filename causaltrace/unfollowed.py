@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from causaltrace.higher import leaves
 from causaltrace.schema import Op, bind_higher_order, tensors
@@ -15,6 +16,19 @@ from causaltrace.step import opaque
 
 if TYPE_CHECKING:
     from causaltrace.tracer import Tracer
+
+_ROWS = ("crow_indices", "col_indices", "values")
+_COLUMNS = ("ccol_indices", "row_indices", "values")
+#: What gives the parts of tensors of a layout.
+KEEPING: dict[torch.layout, tuple[str, ...]] = {
+    torch.sparse_coo: ("_indices", "_values"),
+    torch.sparse_csr: _ROWS,
+    torch.sparse_bsr: _ROWS,
+    torch.sparse_csc: _COLUMNS,
+    torch.sparse_bsc: _COLUMNS,
+}
+#: Views of sparse tensors that copy nothing.
+ALIASES = frozenset(("indices", "detach", "alias")).union(*KEEPING.values())
 
 
 def also(tracer: Tracer, t: Tensor, causes: list[Shadow]) -> None:
@@ -61,6 +75,8 @@ def sparse(tracer: Tracer, op: Op, func: Any, args: Any, kwargs: Any, inputs: li
     out = func(*args, **kwargs)
     dense = [t for t in inputs if t.layout is torch.strided]
     with tracer._lock:
+        for part in _parts(inputs):  # which may have been written to since the tensor was made
+            tracer.vanished(f"{op.full} (a sparse tensor)", tracer.memory.read(part))
         for t in tensors(out):
             if t.layout is torch.strided:
                 tracer.host_data(t, dense)
@@ -68,3 +84,9 @@ def sparse(tracer: Tracer, op: Op, func: Any, args: Any, kwargs: Any, inputs: li
                 for source in dense:
                     tracer.vanished(f"{op.full} (a sparse result)", tracer.memory.read(source))
     return out
+
+
+def _parts(inputs: list[Tensor]) -> list[Tensor]:
+    """The dense tensors that sparse ones are made of."""
+    with _disable_current_modes():
+        return [getattr(t, name)() for t in inputs for name in KEEPING.get(t.layout, ())]
