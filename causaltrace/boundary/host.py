@@ -38,7 +38,7 @@ from causaltrace.boundary.elements import READING, Elements
 from causaltrace.boundary.outside import Outside
 from causaltrace.boundary.plain import Plain
 from causaltrace.boundary.processes import FORKING, Processes
-from causaltrace.boundary.threads import STARTING
+from causaltrace.boundary.threads import FUNCTIONS, STARTING, function_starts
 from causaltrace.higher import leaves
 from causaltrace.places import bookkeeping
 from causaltrace.replaced import replaced
@@ -108,6 +108,8 @@ class Host:
             self._rename(sys.modules["_posixsubprocess"].fork_exec, processes.executing)
         for owner, name, starting in STARTING:
             self._replace(owner, name, starting(self.tracer, getattr(owner, name)))
+        for function in FUNCTIONS:
+            self._rename(function, functools.partial(function_starts, self.tracer))
         for module in CAPTURING:
             environment = module.setup_compilation_env
             self._replace(module, "setup_compilation_env", unseen(self.tracer, self, environment))
