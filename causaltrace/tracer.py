@@ -175,7 +175,9 @@ class Tracer(TorchDispatchMode):
                     touched.append((t, entry))
         except NotImplementedError:  # a sparse tensor has no storage
             return sparse(self, op, func, args, kwargs, inputs)
-        if not touched or touched[0][0].is_meta:
+        if touched and any(t.is_meta for t in inputs):  # no result has values, but in a list of others
+            touched = [(t, entry) for t, entry in touched if not t.is_meta] if op.foreach else []
+        if not touched:
             out = func(*args, **kwargs)
             if finder is not None and finder.searching:
                 finder.made(tensors(out))

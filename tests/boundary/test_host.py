@@ -307,3 +307,21 @@ def test_an_empty_slice_of_labels_tells_nothing() -> None:
         assert empty.tolist() == [] and empty.numpy().sum() == 0
         nll(model, tokens, 0, len(tokens) - 1).sum().item()
     assert trace.ok, trace.report
+
+
+def hidden_behind_meta(x: Tensor, foreach: Callable[[list[Tensor], list[Tensor]], Any]) -> Tensor:
+    meta, zeros = x.to("meta"), torch.zeros_like(x)
+    assert (meta * x.sum()).is_meta and (torch.zeros(3, device="meta") * x.sum()).is_meta
+    out = foreach([meta, zeros], [meta, x])
+    return (zeros if out is None else out[1]).sum()
+
+
+@pytest.mark.parametrize("foreach", [torch._foreach_add, torch._foreach_add_])
+def test_meta_tensors_hide_nothing_that_follows_them(foreach: Any) -> None:
+    tokens, model = stream(), Toy()
+    for position, legal in ((20, False), (5, True)):
+        with causaltrace.watch(tokens) as trace, torch.no_grad():
+            nll(model, tokens, 0, 13).sum().item()
+            extra = hidden_behind_meta(tokens[position].float() * torch.ones(3), foreach)
+            F.cross_entropy(model(tokens[12:-1]) + extra, tokens[13:], reduction="sum").item()
+        assert trace.report.status == ("clean" if legal else "violation"), trace.report
