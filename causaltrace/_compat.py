@@ -94,6 +94,12 @@ current_mode = _python_dispatch._get_current_dispatch_mode
 modes = _python_dispatch._get_current_dispatch_mode_stack
 without_top_mode = _python_dispatch._pop_mode_temporarily
 
+
+def unseen_by_modes() -> bool:
+    """Is torch in code of its own, the operations of which no mode sees?"""
+    return torch._C._dispatch_tls_is_dispatch_key_excluded(torch._C.DispatchKey.Python)
+
+
 #: The class, written in C, that ``Tensor`` has its methods from.
 TensorBase = torch._C.TensorBase
 
@@ -108,6 +114,9 @@ CAPSULES = tuple(
     getattr(torch._C, name) for name in ("_to_dlpack", "_to_dlpack_versioned") if hasattr(torch._C, name)
 )
 CAPSULE = torch._C._from_dlpack
+
+#: The function that pickles without Python.
+PICKLING = torch._C._pickle_save
 
 #: Modules that hold the environment in which bodies of higher-order operations are captured.
 CAPTURING: tuple[ModuleType, ...] = (torch._higher_order_ops.utils, flex_attention)

@@ -14,6 +14,8 @@ from causaltrace.site import Site
 
 _TORCH = os.path.dirname(torch.__file__) + os.sep
 _OURS = os.path.dirname(__file__) + os.sep
+#: Launches kernels that no operation tells of.
+_LAUNCHING = os.path.join(_TORCH, "cuda", "_utils.py")
 _TRANSFORMS = os.path.join("_functorch", "eager_transforms.py")
 _internal: dict[str, bool] = {}
 #: Module paths by the ids of the modules, for modules that are alive.
@@ -30,6 +32,15 @@ def internal(filename: str) -> bool:
         ) or filename.endswith((os.sep + "contextlib.py", os.sep + "functools.py"))
         _internal[filename] = known
     return known
+
+
+def bookkeeping(frame: FrameType, name: str, address: bool) -> bool:
+    """Is it torch's own code that asks for an ``address``, or causaltrace's that asks for values? It names
+    what it calls; what somebody handed it to call (``tree_map(Tensor.tolist, x)``), it does not."""
+    code = frame.f_code
+    if name not in code.co_names or code.co_filename == _LAUNCHING:
+        return False
+    return code.co_filename.startswith((_TORCH, _OURS) if address else _OURS)
 
 
 def modules_running() -> list[torch.nn.Module]:

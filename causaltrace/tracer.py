@@ -27,7 +27,7 @@ from causaltrace.schema import SILENT, Op, describe, describe_higher_order, only
 from causaltrace.shadow import UNHEDGED, Entry, Memory, Shadow
 from causaltrace.site import Site
 from causaltrace.step import After, Recorder, Step
-from causaltrace.unfollowed import also, unfollowed
+from causaltrace.unfollowed import ALIASES, KEEPING, also, sparse, unfollowed
 
 _NUMBERS = (int, float, bool)
 
@@ -62,6 +62,7 @@ class Tracer(TorchDispatchMode):
         self.held: Callable[[], None] | None = None  #: tells of the last value that Python got
         self.finder: Finder | None = None
         self.outside: Outside | None = None
+        self.lifted: Callable[[Tensor], None] | None = None  #: told of what torch made of Python's numbers
         self._ops: dict[Any, Op] = {}
         self._op_name = ""
         self.backward = False  #: is the autograd engine running?
@@ -145,7 +146,11 @@ class Tracer(TorchDispatchMode):
             op = self._ops[id(func)] = describe(func)
         op.calls += 1
         if op.view and not op.composite:
-            return self._refilled(op, func, args, kwargs) if op.fills else func(*args, **kwargs)
+            if op.fills:
+                return self._refilled(op, func, args, kwargs)
+            if args and getattr(args[0], "layout", torch.strided) in KEEPING and op.name not in ALIASES:
+                return sparse(self, op, func, args, kwargs, tensors(args))
+            return func(*args, **kwargs)
         if op.blank:
             out = func(*args, **kwargs)
             if self.outside is not None:
@@ -169,8 +174,10 @@ class Tracer(TorchDispatchMode):
                 if entry is not None:
                     touched.append((t, entry))
         except NotImplementedError:  # a sparse tensor has no storage
-            return self._sparse(op, func, args, kwargs, inputs)
-        if not touched or touched[0][0].is_meta:
+            return sparse(self, op, func, args, kwargs, inputs)
+        if touched and any(t.is_meta for t in inputs):  # no result has values, but in a list of others
+            touched = [(t, entry) for t, entry in touched if not t.is_meta] if op.foreach else []
+        if not touched:
             out = func(*args, **kwargs)
             if finder is not None and finder.searching:
                 finder.made(tensors(out))
@@ -349,8 +356,8 @@ class Tracer(TorchDispatchMode):
                 outside.unwritten(out)
             return out
         out = func(*args, **kwargs)
-        if name == "lift_fresh" and not self.memory.known(out):
-            self.host_data(out, [])
+        if name == "lift_fresh" and self.lifted is not None and not self.memory.known(out):
+            self.lifted(out)
         elif name == "set" and len(args) > 1 and outside is not None:
             outside.adopted(out)
         return out
@@ -404,19 +411,6 @@ class Tracer(TorchDispatchMode):
             self._op_name = op.full
             out = None if early else outs[0] if len(outs) == 1 else outs
             return self._step(op, bound, out, outs, tensors(tuple(bound.values())), shadows)
-
-    def _sparse(self, op: Op, func: Any, args: Any, kwargs: Any, inputs: list[Tensor]) -> Any:
-        """Operations on sparse tensors: what goes in leaves sight, what comes out may hold all that did."""
-        out = func(*args, **kwargs)
-        dense = [t for t in inputs if t.layout is torch.strided]
-        with self._lock:
-            for t in tensors(out):
-                if t.layout is torch.strided:
-                    self.host_data(t, dense)
-                else:
-                    for source in dense:
-                        self.vanished(f"{op.full} (a sparse result)", self.memory.read(source))
-        return out
 
     def escape(self, what: str, t: Tensor) -> None:
         """The values or the memory of ``t`` go to something that is not torch."""

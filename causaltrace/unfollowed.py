@@ -1,18 +1,34 @@
-"""Operators that call functions, where these cannot be followed; and what results of branches depend on."""
+"""Operations that cannot be followed: on sparse tensors, and those that call functions; and what results of
+branches depend on."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from causaltrace.higher import leaves
-from causaltrace.schema import Op, bind_higher_order
+from causaltrace.schema import Op, bind_higher_order, tensors
 from causaltrace.shadow import Shadow
 from causaltrace.step import opaque
 
 if TYPE_CHECKING:
     from causaltrace.tracer import Tracer
+
+_ROWS = ("crow_indices", "col_indices", "values")
+_COLUMNS = ("ccol_indices", "row_indices", "values")
+#: What gives the parts of tensors of a layout.
+KEEPING: dict[torch.layout, tuple[str, ...]] = {
+    torch.sparse_coo: ("_indices", "_values"),
+    torch.sparse_csr: _ROWS,
+    torch.sparse_bsr: _ROWS,
+    torch.sparse_csc: _COLUMNS,
+    torch.sparse_bsc: _COLUMNS,
+}
+#: Views of sparse tensors that copy nothing.
+ALIASES = frozenset(("indices", "detach", "alias")).union(*KEEPING.values())
 
 
 def also(tracer: Tracer, t: Tensor, causes: list[Shadow]) -> None:
@@ -52,3 +68,25 @@ def unfollowed(tracer: Tracer, op: Op, func: Any, args: Any, kwargs: Any, inputs
             possible = tracer.algebra.reshaped(cells, (1,) * t.ndim)
             tracer.memory.write(t, shadow._replace(possible=possible))
     return out
+
+
+def sparse(tracer: Tracer, op: Op, func: Any, args: Any, kwargs: Any, inputs: list[Tensor]) -> Any:
+    """Operations on sparse tensors: what goes in leaves sight, what comes out may hold all that did."""
+    out = func(*args, **kwargs)
+    dense = [t for t in inputs if t.layout is torch.strided]
+    with tracer._lock:
+        for part in _parts(inputs):  # which may have been written to since the tensor was made
+            tracer.vanished(f"{op.full} (a sparse tensor)", tracer.memory.read(part))
+        for t in tensors(out):
+            if t.layout is torch.strided:
+                tracer.host_data(t, dense)
+            else:
+                for source in dense:
+                    tracer.vanished(f"{op.full} (a sparse result)", tracer.memory.read(source))
+    return out
+
+
+def _parts(inputs: list[Tensor]) -> list[Tensor]:
+    """The dense tensors that sparse ones are made of."""
+    with _disable_current_modes():
+        return [getattr(t, name)() for t in inputs for name in KEEPING.get(t.layout, ())]

@@ -5,9 +5,12 @@ from __future__ import annotations
 import gc
 import inspect
 import weakref
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch._ops import _higher_order_ops
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -32,6 +35,7 @@ from causaltrace._compat import (
     owners,
     siblings,
     storage_of,
+    unseen_by_modes,
 )
 from causaltrace.higher import FORMS
 from causaltrace.rules.linalg import ONE_BLOCK
@@ -47,6 +51,32 @@ def test_a_storage_knows_how_many_hold_it() -> None:
     assert owners(storage_of(x)) == before + 1, HINT + "views do not count as owners of a storage"
     del view
     assert owners(storage_of(x)) == before
+
+
+@pytest.mark.parametrize("make", [torch.tensor, torch.LongTensor, torch.ones(1, dtype=torch.int64).new])
+def test_torch_reads_sequences_of_tensors_out_of_sight(make: Callable[[Any], Tensor]) -> None:
+    """One by one and in order, by methods that Python can replace; then it lifts what it made."""
+    seen: list[Any] = []
+
+    class Looking(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(func)
+            return func(*args, **(kwargs or {}))
+
+    x = torch.tensor([5, 6])
+    parts, read = [x[1], x[0]], Tensor.__index__
+
+    def reading(t: Tensor) -> int:
+        seen.append((t, unseen_by_modes()))
+        return read(t)
+
+    with pytest.MonkeyPatch.context() as patch, Looking():
+        patch.setattr(Tensor, "__index__", reading)
+        assert not unseen_by_modes()
+        made = make(parts)
+    assert made.tolist() == [6, 5]
+    assert [s[0] is p and s[1] for s, p in zip(seen[:2], parts, strict=True)] == [True, True], HINT
+    assert seen[2:] == [torch.ops.aten.lift_fresh.default], HINT + "lists are lifted by something else"
 
 
 def test_one_storage_object_for_all_views() -> None:

@@ -21,33 +21,34 @@ from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils._python_dispatch import _disable_current_modes
 
-from causaltrace._compat import CAPSULE, CAPSULES, CAPTURING, SHARING, TEXT, TensorBase, is_wrapped
+from causaltrace._compat import (
+    CAPSULE,
+    CAPSULES,
+    CAPTURING,
+    PICKLING,
+    SHARING,
+    TEXT,
+    TensorBase,
+    is_wrapped,
+)
 from causaltrace.boundary import numpy, slots
 from causaltrace.boundary.arrays import arrays_in, bare
 from causaltrace.boundary.bodies import unseen
+from causaltrace.boundary.elements import READING, Elements
 from causaltrace.boundary.outside import Outside
 from causaltrace.boundary.plain import Plain
 from causaltrace.boundary.processes import FORKING, Processes
-from causaltrace.boundary.threads import STARTING
-from causaltrace.places import internal
+from causaltrace.boundary.threads import FUNCTIONS, STARTING, function_starts
+from causaltrace.higher import leaves
+from causaltrace.places import bookkeeping
 from causaltrace.replaced import replaced
 from causaltrace.schema import CHECKING, SILENT, tensors
 from causaltrace.tracer import Tracer
 
 #: Methods that hand a tensor's values or memory to something that is not torch.
-LEAVING = (
-    "tolist",
-    "__dlpack__",
-    "data_ptr",
-    "untyped_storage",
-    "storage",
-    "apply_",
-    "map_",
-    "map2_",
-    "__reduce_ex__",
-)
-#: Those whose result is good for writing, too, and as long as the tensor lives.
-POINTERS = ("__dlpack__", "data_ptr", "untyped_storage", "storage", "apply_", "map_", "map2_")
+LEAVING = ("tolist", "apply_", "map_", "map2_", "__reduce_ex__")
+#: Those whose result is good for writing, too, and as long as the tensor lives; some are new.
+POINTERS = ("__dlpack__", "data_ptr", "const_data_ptr", "untyped_storage", "_typed_storage", "storage")
 #: Functions that make tensors from Python or numpy data.
 ENTERING = ("tensor", "as_tensor", "asarray", "from_numpy")
 #: Those whose result shares its memory with something that is not torch.
@@ -73,12 +74,17 @@ class Host:
         return self
 
     def _enter(self) -> None:
-        for name in LEAVING:
-            self._replace(Tensor, name, self._leaving(name, getattr(Tensor, name)))
+        for name in (*LEAVING, *POINTERS):
+            if hasattr(Tensor, name):
+                self._replace(Tensor, name, self._leaving(name, getattr(Tensor, name)))
         interface = self._leaving("data_ptr", vars(Tensor)["__cuda_array_interface__"].fget)
         self._replace(Tensor, "__cuda_array_interface__", property(interface))
         self._replace(Tensor, "__deepcopy__", self._copying(Tensor.__deepcopy__))
         self._replace(*TEXT, self._shown(getattr(*TEXT)))
+        elements = Elements(self.tracer)
+        self.tracer.lifted = elements.made
+        for name in READING:
+            self._replace(Tensor, name, elements.reading(getattr(Tensor, name)))
         for name in ENTERING:
             self._rename(getattr(torch, name), self._entering)
         self._replace(Tensor, "new_tensor", self._entering(Tensor.new_tensor, 1))
@@ -87,7 +93,8 @@ class Host:
         for function in CAPSULES:
             self._rename(function, functools.partial(self._leaving, "__dlpack__"))
         self._rename(CAPSULE, self._adopting)
-        states = {name: self._seeding(name, vars(torch.Generator)[name]) for name in STATES}
+        self._rename(PICKLING, functools.partial(self._telling, "pickle"))
+        states = {name: self._telling(f"Generator.{name}", vars(torch.Generator)[name]) for name in STATES}
         self._undo.append(slots.patched(torch.Generator, states))
         for name in SHARING:
             self._replace(torch.UntypedStorage, name, self._giving(name))
@@ -101,6 +108,8 @@ class Host:
             self._rename(sys.modules["_posixsubprocess"].fork_exec, processes.executing)
         for owner, name, starting in STARTING:
             self._replace(owner, name, starting(self.tracer, getattr(owner, name)))
+        for function in FUNCTIONS:
+            self._rename(function, functools.partial(function_starts, self.tracer))
         for module in CAPTURING:
             environment = module.setup_compilation_env
             self._replace(module, "setup_compilation_env", unseen(self.tracer, self, environment))
@@ -139,14 +148,13 @@ class Host:
 
         @functools.wraps(original)
         def wrapper(t: Tensor, *args: Any, **kwargs: Any) -> Any:
-            # torch's own bookkeeping is not an escape; pickling always is
-            pickled = name == "__reduce_ex__"
-            if not pickled and internal(sys._getframe(1).f_code.co_filename):
+            address = name in POINTERS
+            if bookkeeping(sys._getframe(1), original.__name__, address):
                 return original(t, *args, **kwargs)
             tracer.seek(t)
-            if pickled:
+            if name == "__reduce_ex__":
                 outside.saved(t)
-            if name in POINTERS:
+            elif name != "tolist":
                 outside.opened(t)
             for source in tensors((t, *args)):
                 tracer.escape(name.strip("_"), source)
@@ -167,16 +175,16 @@ class Host:
 
         return wrapper
 
-    def _seeding(self, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+    def _telling(self, what: str, original: Callable[..., Any]) -> Callable[..., Any]:
         tracer = self.tracer
 
         @functools.wraps(original)
-        def method(generator: torch.Generator, *args: Any, **kwargs: Any) -> Any:
-            for t in tensors((*args, *kwargs.values())):
-                tracer.escape(f"Generator.{name}", t)
-            return original(generator, *args, **kwargs)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            for t in leaves((args, kwargs)):
+                tracer.escape(what, t)
+            return original(*args, **kwargs)
 
-        return method
+        return wrapper
 
     def _copying(self, original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
@@ -233,7 +241,8 @@ class Host:
             tracer.memory.write(out, after.shadows[0] if after else None)
         else:
             found = [arrays.tensor(a) for a in arrays_in(data) if not isinstance(a, Tensor)]
-            tracer.host_data(out, tensors(data) + found)
+            if found:
+                tracer.host_data(out, tensors(data) + found)
 
     def _entering(self, original: Callable[..., Any], place: int = 0) -> Callable[..., Any]:
         """``place``: of the data among the arguments."""
@@ -253,7 +262,7 @@ class Host:
 
         @functools.wraps(original)
         def wrapper(capsule: Any) -> Tensor:
-            if internal(sys._getframe(1).f_code.co_filename):
+            if bookkeeping(sys._getframe(1), original.__name__, address=True):
                 return original(capsule)
             out: Tensor = sharing(capsule)
             return out

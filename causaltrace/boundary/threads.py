@@ -72,12 +72,12 @@ def _tasks_are_given(tracer: Tracer, original: Starter) -> Starter:
     return imap
 
 
-def _function_starts(tracer: Tracer, original: Starter) -> Starter:
+def function_starts(tracer: Tracer, original: Starter) -> Starter:
     @functools.wraps(original)
-    def start_new_thread(fn: Callable[..., Any], *args: Any) -> Any:
-        return original(_followed(tracer, fn) if _seen(tracer) else fn, *args)
+    def start(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return original(_followed(tracer, fn) if _seen(tracer) else fn, *args, **kwargs)
 
-    return start_new_thread
+    return start
 
 
 #: What starts threads, or gives them work: owner, name, and what takes its place for the time of a watch.
@@ -89,5 +89,7 @@ STARTING: tuple[tuple[Any, str, Callable[[Tracer, Starter], Starter]], ...] = (
     (ThreadPool, "_map_async", _task_is_given),
     (ThreadPool, "imap", _tasks_are_given),
     (ThreadPool, "imap_unordered", _tasks_are_given),
-    (_thread, "start_new_thread", _function_starts),
 )
+#: Functions that do, by whatever name a module has them, whether it is old or new.
+_NAMES = ("start_new_thread", "start_new", "start_joinable_thread")
+FUNCTIONS = tuple(getattr(_thread, name) for name in _NAMES if hasattr(_thread, name))

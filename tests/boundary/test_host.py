@@ -27,6 +27,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 
 to_list = Tensor.tolist
+packed, padded = torch.nn.utils.rnn.pack_padded_sequence, torch.ops.aten._pad_packed_sequence
 
 
 @torch.library.custom_op("causaltrace_tests::largest", mutates_args=())
@@ -94,6 +95,11 @@ def drawn_after(draw: Callable[[], object]) -> float:
         return float(torch.rand(())) - 0.5
 
 
+def above(t: Tensor) -> Tensor:
+    """A length of 3 or 4."""
+    return (t.flatten()[:1] > 9).long() + 3
+
+
 def checked(t: Tensor) -> float:
     try:
         one_hot((t.sum() * 10).long().abs()[None], 2)
@@ -125,6 +131,8 @@ WAYS: dict[str, Callable[[Tensor], float]] = {
     "mask": lambda t: float(t[t > 0].shape[0]),
     "unique": lambda t: float(t.unique().shape[0]),
     "tensor_split": lambda t: float(len(torch.ones(9).tensor_split((t.flatten()[:1] > 9).long() + 3)[0])),
+    "packed lengths": lambda t: float(packed(torch.ones(9, 1, 1), above(t)).data.shape[0]),
+    "padded lengths": lambda t: float(padded(torch.ones(9, 1), above(t), False, 0.0, 0)[0].shape[1]),
     "iterate": lambda t: float(next(x.item() for x in t.flatten())),
     "sparse": lambda t: t.to_sparse().to_dense().sum().item(),
     "sparse product": lambda t: torch.sparse.mm(torch.eye(t.shape[0]).to_sparse(), t).sum().item(),
@@ -299,3 +307,21 @@ def test_an_empty_slice_of_labels_tells_nothing() -> None:
         assert empty.tolist() == [] and empty.numpy().sum() == 0
         nll(model, tokens, 0, len(tokens) - 1).sum().item()
     assert trace.ok, trace.report
+
+
+def hidden_behind_meta(x: Tensor, foreach: Callable[[list[Tensor], list[Tensor]], Any]) -> Tensor:
+    meta, zeros = x.to("meta"), torch.zeros_like(x)
+    assert (meta * x.sum()).is_meta and (torch.zeros(3, device="meta") * x.sum()).is_meta
+    out = foreach([meta, zeros], [meta, x])
+    return (zeros if out is None else out[1]).sum()
+
+
+@pytest.mark.parametrize("foreach", [torch._foreach_add, torch._foreach_add_])
+def test_meta_tensors_hide_nothing_that_follows_them(foreach: Any) -> None:
+    tokens, model = stream(), Toy()
+    for position, legal in ((20, False), (5, True)):
+        with causaltrace.watch(tokens) as trace, torch.no_grad():
+            nll(model, tokens, 0, 13).sum().item()
+            extra = hidden_behind_meta(tokens[position].float() * torch.ones(3), foreach)
+            F.cross_entropy(model(tokens[12:-1]) + extra, tokens[13:], reduction="sum").item()
+        assert trace.report.status == ("clean" if legal else "violation"), trace.report

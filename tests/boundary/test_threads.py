@@ -7,6 +7,7 @@ import asyncio
 import atexit
 import os
 import threading
+from _thread import start_new_thread
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.pool import ThreadPool
@@ -97,7 +98,7 @@ def by_older_generator(work: Work) -> Tensor:
     return next(OLDER_THREADS.imap(torch.neg, (work() for _ in range(1))))
 
 
-def by_raw_thread(work: Work) -> Tensor:
+def by_raw_thread(work: Work, start: Callable[..., object] | None = None) -> Tensor:
     found: list[Tensor] = []
     done = threading.Event()
 
@@ -105,9 +106,13 @@ def by_raw_thread(work: Work) -> Tensor:
         found.append(work())
         done.set()
 
-    _thread.start_new_thread(run, ())
+    (start or _thread.start_new_thread)(run, ())
     done.wait()
     return found[0]
+
+
+def by_a_name_of_its_own(work: Work) -> Tensor:
+    return by_raw_thread(work, start_new_thread)
 
 
 def by_asyncio(work: Work) -> Tensor:
@@ -119,6 +124,7 @@ def by_nested(work: Work) -> Tensor:
 
 
 WAYS = [by_thread, by_subclass, by_pool, by_map, by_initializer, by_older_pool, by_raw_thread]
+WAYS += [by_a_name_of_its_own]
 WAYS += [by_asyncio, by_nested, by_older_threads, by_older_map, by_older_star_map, by_older_imap]
 WAYS += [by_older_generator]
 
@@ -195,7 +201,7 @@ def test_a_kernel_may_wait_for_threads_that_are_followed() -> None:
 
 
 def test_threads_are_left_as_they_were() -> None:
-    before = threading.Thread.start, ThreadPoolExecutor.submit, _thread.start_new_thread, os.fork
+    before = threading.Thread.start, ThreadPoolExecutor.submit, start_new_thread, os.fork
     with causaltrace.watch(stream()):
         thread = threading.Thread(target=len, args=("",), name="mine")
         thread.start()
