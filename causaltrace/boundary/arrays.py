@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from causaltrace._compat import extent, storage_of
+from causaltrace._compat import STRIDED, extent, storage_of
 from causaltrace.parts import Depth
 from causaltrace.rules import TABLE, UNKNOWN, Rule
 from causaltrace.schema import Op, tensors
@@ -79,12 +79,24 @@ def over(a: np.ndarray) -> Tensor | None:
     return _as_tensor(as_array(_Writable(a) if a.size and read_only(a) else a))
 
 
+def _base(a: np.ndarray) -> Any:
+    """What an array is a view of, also if ``as_strided`` made it."""
+    base = np.ndarray.base.__get__(a)
+    return base.base if isinstance(base, STRIDED) else base
+
+
 def owner_of(a: np.ndarray) -> Any:
     """What holds an array's memory: the array that it is a view of, or a tensor's storage."""
-    base = np.ndarray.base.__get__
-    while isinstance(base(a), np.ndarray):
-        a = base(a)
-    return storage_of(base(a)) if isinstance(base(a), Tensor) else a
+    while isinstance(base := _base(a), np.ndarray):
+        a = base
+    return storage_of(base) if isinstance(base, Tensor) else a
+
+
+def borrowed(a: np.ndarray) -> bool:
+    """Does an array lie in memory of some other object that Python can read? (A capsule it cannot.)"""
+    owner = owner_of(a)
+    base = _base(owner) if isinstance(owner, np.ndarray) else None
+    return base is not None and type(base).__name__ != "PyCapsule"
 
 
 def bounds(a: np.ndarray) -> tuple[int, int]:
