@@ -6,6 +6,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx
 from torch._library.custom_ops import CustomOpDef
@@ -168,6 +169,9 @@ def guards(program: ExportedProgram) -> list[str]:
     """The conditions on sizes that an export found, as Python; older versions of torch keep none."""
     return list(getattr(program, "_guards_code", None) or [])
 
+
+#: What ``as_strided`` puts between an array and the one that it is a view of.
+STRIDED: Any = np.lib._stride_tricks_impl.DummyArray
 
 #: Methods of storages that put them where other processes can write them.
 SHARING = ("_share_fd_cpu_", "_share_filename_cpu_", "_share_cuda_")

@@ -31,6 +31,12 @@ class Geometry(NamedTuple):
     itemsize: int
 
 
+def by_bytes(g: Geometry) -> Geometry:
+    """The same memory, with one more dim: the bytes of each element."""
+    strides = (*[s * g.itemsize for s in g.strides], 1)
+    return Geometry(g.offset * g.itemsize, (*g.sizes, g.itemsize), strides, 1)
+
+
 class Digit(NamedTuple):
     """One dim of the base: its size, byte stride, and stride in the shadow data (0: compressed)."""
 

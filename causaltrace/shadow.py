@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from causaltrace._compat import data_ptr, is_fake, storage_of
-from causaltrace.geometry import Geometry, assign, covers, natural, nested, view_of
+from causaltrace.geometry import Geometry, assign, by_bytes, covers, natural, nested, view_of
 from causaltrace.lattice.cells import Algebra, Cells
 from causaltrace.order import Order, seen_through
 
@@ -289,8 +289,11 @@ class Memory:
         if entry.ndim == t.ndim:  # one value for all elements is one value for any view with as many dims
             return entry.shadow
         view = self._geometry(t)
-        if t.is_nested or view is None:
-            bare = entry.shadow._replace(mass=None) if view is not None else self.value(entry.shadow)
+        if view is None:
+            value = self.value(entry.shadow)
+            return Shadow(possible=self._algebra.everything(value.possible or value.support, t.ndim)) or None
+        if t.is_nested:
+            bare = entry.shadow._replace(mass=None)
             return bare.planes(lambda cells: self._algebra.everything(cells, t.ndim))
         if view == entry.base:
             return entry.shadow
@@ -384,12 +387,27 @@ class Memory:
                 entry.blank = False
             self._insert(key, storage, view, shadow)
             return
+        if entry is not None and entry.shadow and entry.base.itemsize != view.itemsize:
+            view, shadow = self._finer(entry, view, shadow)
         base = entry.base if entry is not None and entry.shadow else natural(view, size)
         merged = self._merge(entry, base, view, shadow)
         if entry is not None and entry.blank and _settled(merged):  # the last of it has been written
             entry.blank = False
             merged = None if merged is None or merged.support is None else merged._replace(possible=None)
         self._insert(key, storage, base, merged)
+
+    def _finer(self, entry: Entry, view: Geometry, shadow: Shadow | None) -> tuple[Geometry, Shadow | None]:
+        """Elements of another size are written: all is known byte by byte from now on, but for scores."""
+        if entry.shadow.target or shadow and shadow.target:
+            return view, shadow
+
+        def split(s: Shadow) -> Shadow | None:
+            return self.value(s).planes(lambda cells: self._algebra.unsqueeze(cells, len(cells.dims)))
+
+        if entry.base.itemsize > 1:
+            entry.base = by_bytes(entry.base)
+            entry.set(split(entry.shadow) or Shadow())
+        return by_bytes(view), shadow and split(shadow)
 
     def _beside(self, shadow: Shadow, device: torch.device) -> Shadow:
         """On the device of its tensor: what was copied from the host is still there."""
@@ -400,16 +418,11 @@ class Memory:
 
     def blur(self, entry: Entry, shadow: Shadow | None) -> None:
         """A write to some place in memory: all of it may hold the new value, or still the old one."""
-        new, old, algebra = self.value(shadow or Shadow()), self.value(entry.shadow), self._algebra
-        possible: tuple[Cells | None, Cells | None] = (None, None)
-        if old.possible is not None or new.possible is not None:
-            possible = (old.possible or old.support, new.possible or new.support)
-        support, maybe = (
-            algebra.join(*[algebra.everything(c, 1) for c in pair])
-            for pair in ((old.support, new.support), possible)
-        )
+        both = self.value(shadow or Shadow()), self.value(entry.shadow)
+        everything = self._algebra.everything
+        possible = self._algebra.join(*[everything(s.possible or s.support, 1) for s in both])
         entry.base = Geometry(0, (entry.nbytes,), (1,), 1)
-        entry.set(Shadow(support, maybe))
+        entry.set(Shadow(possible=possible))
 
     def _whole(self, t: Tensor, size: int, view: Geometry) -> bool:
         """Does ``t`` hold every byte of a storage of ``size`` bytes?"""

@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from causaltrace._compat import (
     CAPSULES,
     CAPTURING,
     DTYPES,
+    STRIDED,
     TEXT,
     CustomOp,
     Operator,
@@ -247,3 +249,9 @@ def test_operators_that_call_functions_are_dispatched_in_one_place(monkeypatch: 
     operators.map_impl(body, [x], [])
     assert [name for name, _, _ in met] == [*DIFFERENTIABLE], HINT + "operators are dispatched elsewhere"
     assert met[0][1] == (met[0][1][0], body, body, (x,)) and not any(kwargs for _, _, kwargs in met)
+
+
+def test_strided_views_know_what_they_are_views_of() -> None:
+    a = np.arange(4)
+    between = np.lib.stride_tricks.as_strided(a[1:], (2,), (8,)).base
+    assert isinstance(between, STRIDED) and between.base.base is a, HINT + "strided views have another base"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import inspect
 import os
@@ -26,6 +27,7 @@ from causaltrace._compat import data_ptr, is_wrapped, storage_of
 
 TENSORS = frozenset((Tensor, Parameter))
 BUFFERS = frozenset((array, bytearray, mmap))
+FOREIGN = (ctypes.Array, ctypes.Structure, ctypes.Union)  #: and what is derived from them
 FUNCTIONS = frozenset((types.FunctionType,))
 MODULES = frozenset((types.ModuleType,))
 SIZED = frozenset((list, tuple, dict, deque, bytes))
@@ -66,7 +68,7 @@ def alive(
     level += [m.__dict__ for m in _chosen(objects, kinds, MODULES)]
     level += gc.get_referents(*_chosen(objects, kinds, set(kinds) - FUNCTIONS - MODULES))
     del objects, named
-    wanted = BUFFERS.union(_with_subclasses(np.ndarray))
+    wanted = BUFFERS.union(*map(_with_subclasses, (np.ndarray, *FOREIGN)))
     values: dict[int, Any] = {}
     while level:
         level = _chosen(level, map(type, level), wanted | SIZED)

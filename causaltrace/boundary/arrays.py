@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from causaltrace._compat import extent, storage_of
+from causaltrace._compat import STRIDED, extent, storage_of
 from causaltrace.parts import Depth
 from causaltrace.rules import TABLE, UNKNOWN, Rule
 from causaltrace.schema import Op, tensors
@@ -30,10 +30,11 @@ _NUMBERS = (int, float, bool)
 
 
 class _Writable:
-    """The memory of a read-only array, for torch, which makes no tensor of one without a warning."""
+    """The memory of a read-only array, for torch, which makes no tensor of one without a warning.
+    ``described``: otherwise."""
 
-    def __init__(self, a: np.ndarray) -> None:
-        interface = dict(a.__array_interface__)
+    def __init__(self, a: np.ndarray, **described: Any) -> None:
+        interface = a.__array_interface__ | described
         interface["data"] = (interface["data"][0], False)
         self.__array_interface__ = interface
 
@@ -79,12 +80,31 @@ def over(a: np.ndarray) -> Tensor | None:
     return _as_tensor(as_array(_Writable(a) if a.size and read_only(a) else a))
 
 
+def bytes_of(a: np.ndarray) -> Tensor:
+    """A tensor over the memory of any array, with one more dim: the bytes of each element."""
+    shape, strides = (*a.shape, a.itemsize), (*a.strides, 1)
+    kind = {"typestr": "|u1", "descr": [("", "|u1")]}
+    return _as_tensor(as_array(_Writable(a, shape=shape, strides=strides, **kind)))
+
+
+def _base(a: np.ndarray) -> Any:
+    """What an array is a view of, also if ``as_strided`` made it."""
+    base = np.ndarray.base.__get__(a)
+    return base.base if isinstance(base, STRIDED) else base
+
+
 def owner_of(a: np.ndarray) -> Any:
     """What holds an array's memory: the array that it is a view of, or a tensor's storage."""
-    base = np.ndarray.base.__get__
-    while isinstance(base(a), np.ndarray):
-        a = base(a)
-    return storage_of(base(a)) if isinstance(base(a), Tensor) else a
+    while isinstance(base := _base(a), np.ndarray):
+        a = base
+    return storage_of(base) if isinstance(base, Tensor) else a
+
+
+def borrowed(a: np.ndarray) -> bool:
+    """Does an array lie in memory of some other object that Python can read? (A capsule it cannot.)"""
+    owner = owner_of(a)
+    base = _base(owner) if isinstance(owner, np.ndarray) else None
+    return base is not None and type(base).__name__ != "PyCapsule"
 
 
 def bounds(a: np.ndarray) -> tuple[int, int]:
@@ -149,10 +169,10 @@ class Arrays:
             return x
         shadow = getattr(x, "shadow", None)  # a label as a number
         a = as_array(bare(x))
-        if backwards(a) and _lies(forwards(a)):
+        if backwards(a) and self._fits(forwards(a)):
             t, seen = _as_tensor(a.copy()), self.memory.read(self.tensor(forwards(a)))
             shadow = None if seen is None else self._flipped(seen, backwards(a))
-        elif (found := over(a)) is not None:
+        elif self._fits(a) and (found := over(a)) is not None:
             t = found
         else:  # NaN, in which no rule sees anything
             t = torch.full(a.shape, torch.nan)
@@ -167,12 +187,21 @@ class Arrays:
             lambda c: move(c, lambda data: data.flip([d for d in dims if data.shape[d] > 1]))
         )
 
+    def _fits(self, a: np.ndarray) -> bool:
+        """Can torch have a tensor over it whose elements begin where others in that memory may?"""
+        if not _lies(a) or a.flags.aligned or not a.size:
+            return _lies(a)
+        address = a.__array_interface__["data"][0]
+        found = self.memory.at(address)
+        return found is None or (address - found[1]) % a.itemsize == 0
+
     def _bytes(self, a: np.ndarray) -> Shadow | None:
-        """The shadow of all the memory that an array lies in."""
-        if not a.size or (found := self.memory.at(a.__array_interface__["data"][0])) is None:
+        """What the elements of any array hold, by the bytes that they are."""
+        if not a.nbytes or (seen := self.memory.read(bytes_of(forwards(a)))) is None:
             return None
-        everything = self.tracer.algebra.everything
-        return self.memory.value(found[0].shadow).planes(lambda cells: everything(cells, a.ndim))
+        reduce = self.tracer.algebra.reduce
+        value = self.memory.value(seen).planes(lambda cells: reduce(cells, [a.ndim], keepdim=False))
+        return value and self._flipped(value, backwards(a))
 
     def read(self, x: Any) -> Shadow | None:
         with _disable_current_modes():
@@ -200,7 +229,7 @@ class Arrays:
     def write(self, a: np.ndarray, shadow: Shadow | None) -> None:
         """The elements of ``a`` now have ``shadow``."""
         a = bare(a)
-        if not a.size:
+        if not a.nbytes:
             return
         if not self.known(a):
             if not shadow:
@@ -208,14 +237,17 @@ class Arrays:
             self.share(a)
         if (dims := backwards(a)) and shadow is not None:
             shadow = self._flipped(shadow, dims)
-        if _lies(a := forwards(a)):
+        if self._fits(a := forwards(a)):
             self.memory.write(self.tensor(a), shadow or None)
             return
-        found = self.memory.at(a.__array_interface__["data"][0])
-        assert found is not None
-        if shadow is not None and shadow.target is not None:
-            self.tracer.recorder.scored(shadow, self.tracer.site("score"))
-        self.memory.blur(found[0], shadow)
+        if shadow is not None:
+            if shadow.target is not None:
+                self.tracer.recorder.scored(shadow, self.tracer.site("score"))
+            algebra = self.tracer.algebra
+            shadow = self.memory.value(shadow).planes(
+                lambda cells: algebra.unsqueeze(algebra.aligned(cells, a.ndim), a.ndim)
+            )
+        self.memory.write(bytes_of(a), shadow)
 
     # -- following ------------------------------------------------------------------------------------
 
@@ -315,6 +347,15 @@ class Arrays:
         """The values of an array, or of all that there are in arguments, went to Python."""
         for a in arrays_in(given):
             self.touch(what, self.read(a))
+
+    def unwritten(self, a: np.ndarray) -> None:
+        """``a`` holds what was in memory before: numpy hands out what was just given back."""
+        outside, plain = self.tracer.outside, bare(a)
+        if outside is None or not plain.nbytes or plain.dtype.hasobject or type(plain) is not np.ndarray:
+            return
+        with _disable_current_modes():
+            self.share(plain)
+            outside.unwritten(over(plain) if _lies(plain) else bytes_of(plain))
 
     def lent(self, what: str, a: np.ndarray) -> None:
         """The memory of an array went to something that reads and writes there itself."""

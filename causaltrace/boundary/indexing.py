@@ -41,8 +41,11 @@ def _read(arrays: Arrays, a: np.ndarray, key: Any, number: Numbered) -> Any:
         if isinstance(out, np.ndarray):
             return out
         where = (*(key if isinstance(key, tuple) else (key,)), Ellipsis)
-        if isinstance(out, np.void) or not isinstance(out, np.generic) or isinstance(key, str):
-            arrays.touch("an element read from an array", arrays.read(plain))
+        if isinstance(out, np.void) and out.dtype.names:  # a view
+            arrays.lent("an element read from an array", plain[where])
+            return out
+        if isinstance(out, np.void) or not isinstance(out, np.generic):
+            arrays.touch("an element read from an array", arrays.read(plain[where]))
             return out
         return number(arrays, out, arrays.read(plain[where]))
     if plain.size:  # known by its address, should the element be written back

@@ -56,6 +56,8 @@ TAKING = (
 )
 #: Their attributes that may be set to other arrays.
 SET = ("flat", "real", "imag")
+#: Those that hand out their memory: to be kept, also if labels come there only later.
+LENT = ("ctypes", "data")
 
 
 def enter(
@@ -80,7 +82,8 @@ def enter(
     before = set(sys.modules)
     taking = {name: _taking(arrays, name) for name in TAKING}
     setting = {name: _set(arrays, name) for name in SET}
-    restore = slots.patched(np.ndarray, _items(arrays) | taking | setting)
+    lending = {name: _lent(arrays, name) for name in LENT}
+    restore = slots.patched(np.ndarray, _items(arrays) | taking | setting | lending)
 
     tracer.memory.exposed = plain.labels
 
@@ -289,3 +292,14 @@ def _set(arrays: Arrays, name: str) -> Any:
         arrays.unseen(f"numpy {name}", self)
 
     return property(original.__get__, put)
+
+
+def _lent(arrays: Arrays, name: str) -> Any:
+    original = vars(np.ndarray)[name]
+
+    def get(self: np.ndarray) -> Any:
+        if not arrays.inside:
+            arrays.lent(f"numpy {name}", self)
+        return original.__get__(self)
+
+    return property(get, original.__set__)

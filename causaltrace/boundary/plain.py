@@ -17,7 +17,7 @@ from torch import Tensor
 from causaltrace._compat import data_ptr, extent, storage_of
 from causaltrace.boundary.adopt import KINDS, adopt
 from causaltrace.boundary.alive import alive, frames
-from causaltrace.boundary.arrays import bounds, memory_of
+from causaltrace.boundary.arrays import borrowed, bounds, memory_of
 from causaltrace.boundary.ndarray import LabelArray
 from causaltrace.shadow import Memory
 
@@ -80,7 +80,9 @@ class Plain:
         found = self._memory.at(data_ptr(storage))
         if found is not None:
             entry, start = found
-            if entry.plain and not self._follow(lambda _: [(storage, start, entry.nbytes)]):
+            owner = entry.ref()  # C alone may hold it
+            held = [owner] if isinstance(owner, np.ndarray) else []
+            if entry.plain and not self._follow(lambda _: [(storage, start, entry.nbytes)], *held):
                 self._memory.open(*extent(storage))
             entry.plain = False
         elif not self._older:
@@ -112,7 +114,7 @@ class Plain:
         for a in meeting:
             self._memory.share(*memory_of(a))
         self.undo.append(adopt([a for a in meeting if type(a) in KINDS]))
-        silent = [memory_of(a) for a in meeting if not isinstance(a, LabelArray)]
+        silent = [memory_of(a) for a in meeting if borrowed(a) or not isinstance(a, LabelArray)]
         for buffer in values:
             silent += _meeting(buffered(buffer), places)
         for place in silent:
