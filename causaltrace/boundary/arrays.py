@@ -6,6 +6,7 @@ are called in that table, ``ufuncs`` and ``functions`` say; ``ndarray`` hands ev
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -27,6 +28,8 @@ _as_tensor, as_array, a_copy = torch.from_numpy, np.asarray, np.array
 
 
 _NUMBERS = (int, float, bool)
+#: Whose code runs when an array function is called; numba's knows arrays by their class.
+OWN = ("numpy", "causaltrace", "numba")
 
 
 class _Writable:
@@ -152,11 +155,23 @@ class Arrays:
 
     # -- numpy's own code -----------------------------------------------------------------------------
 
+    def busy(self, depth: int = 2) -> bool:
+        """Is it numpy's own code that asks, within a call that is followed as a whole? A function of the
+        program that numpy calls there is none. ``depth``: of the frame that asks."""
+        if not self.inside:
+            return False
+        name = str(sys._getframe(depth).f_globals.get("__name__"))
+        return name.partition(".")[0] in OWN
+
     def plainly(self, fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """A call of numpy's own on plain arrays: what its code does inside is not followed."""
+        return self.whole(fn, bare(args), bare(kwargs))
+
+    def whole(self, fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """The same on arrays as they are."""
         self.inside += 1
         try:
-            return fn(*bare(args), **bare(kwargs))
+            return fn(*args, **kwargs)
         finally:
             self.inside -= 1
 

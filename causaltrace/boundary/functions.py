@@ -11,7 +11,7 @@ from causaltrace.boundary.call import Call, results
 from causaltrace.boundary.moved import moved
 from causaltrace.boundary.number import told
 from causaltrace.boundary.rows import ROWS
-from causaltrace.boundary.tables import FREE, MOVED, PARTS
+from causaltrace.boundary.tables import CALLING, FREE, MOVED, PARTS, SEVERAL
 
 
 def name_of(func: Any) -> str:
@@ -22,9 +22,14 @@ def name_of(func: Any) -> str:
 
 def called(arrays: Arrays, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """``func(*args, **kwargs)``, bare or labelled."""
+    name = name_of(func)
+    if name in SEVERAL and args and isinstance(args[0], np.ndarray) and args[0].dtype == object:
+        args = (args[0].tolist(), *args[1:])  # arrays among its elements are those that are meant
+    if name in CALLING:
+        return func._implementation(*args, **kwargs)
     if arrays.unlabelled(list(arrays_in([args, kwargs]))):
         return arrays.plainly(func, args, kwargs)
-    call = Call(arrays, func, name_of(func), args, kwargs)
+    call = Call(arrays, func, name, args, kwargs)
     try:
         return _followed(call)
     except Exception:  # whoever catches it knows something about the values
@@ -35,6 +40,7 @@ def called(arrays: Arrays, func: Any, args: tuple[Any, ...], kwargs: dict[str, A
 def _followed(call: Call) -> Any:
     name = call.name
     if name in FREE:
+        call.arrays.told(call.full, call.get("shape"))
         return call.arrays.plainly(call.func, told(call.args), {k: told(v) for k, v in call.kwargs.items()})
     if name in PARTS:
         return parts(call)

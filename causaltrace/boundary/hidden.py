@@ -15,11 +15,10 @@ from torch import Tensor
 
 from causaltrace.boundary import functions, slots, ufuncs
 from causaltrace.boundary.arrays import Arrays
+from causaltrace.boundary.containers import PLAIN, listed
 from causaltrace.boundary.ndarray import LabelArray, labelled
 
 Method = Callable[..., Any]
-#: Of most arguments, and never anything that is followed.
-PLAIN = frozenset((np.ndarray, int, float, bool, str, type(None), type, np.dtype))
 ASKED = PLAIN | {LabelArray}
 METHODS = ("reduce", "accumulate", "reduceat", "outer", "at")
 
@@ -38,7 +37,7 @@ def enter(arrays: Arrays) -> list[Callable[[], None]]:
 def hides(arrays: Arrays, value: Any) -> bool:
     """Is there an array, a number or a tensor with labels in it?"""
     if type(value) in PLAIN:
-        return False
+        return type(value) is np.ndarray and value.dtype.hasobject and hides(arrays, value.tolist())
     if isinstance(value, (list, tuple)):
         return any(hides(arrays, v) for v in value)
     if isinstance(value, dict):
@@ -73,7 +72,10 @@ def _method(arrays: Arrays, name: str, original: Method) -> Method:
     def method(ufunc: np.ufunc, *args: Any, **kwargs: Any) -> Any:
         if not kwargs and all(type(a) in ASKED for a in args):
             return original(ufunc, *args, **kwargs)
-        if not (hides(arrays, args) or kwargs and hides(arrays, kwargs)) or arrays.inside:
+        if arrays.busy():
+            return original(ufunc, *args, **kwargs)
+        args, kwargs = listed(arrays, args), listed(arrays, kwargs)
+        if not (hides(arrays, args) or kwargs and hides(arrays, kwargs)):
             return original(ufunc, *args, **kwargs)
         inputs, options = ufuncs.split(ufunc, name, args, kwargs)
         if any(map(_asks, (*inputs, *ufuncs.targets(options)))):
@@ -95,7 +97,10 @@ def _method(arrays: Arrays, name: str, original: Method) -> Method:
 
 def _function(arrays: Arrays, original: Method) -> Method:
     def method(func: Any, *args: Any, **kwargs: Any) -> Any:
-        if not (hides(arrays, args) or kwargs and hides(arrays, kwargs)) or arrays.inside:
+        if arrays.busy():
+            return original(func, *args, **kwargs)
+        args, kwargs = listed(arrays, args), listed(arrays, kwargs)
+        if not (hides(arrays, args) or kwargs and hides(arrays, kwargs)):
             return original(func, *args, **kwargs)
         if args and isinstance(args[0], Tensor) and hasattr(func._implementation, "__code__"):
             return original(func, *args, **kwargs)  # it asks the tensor

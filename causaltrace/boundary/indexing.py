@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from causaltrace.boundary.arrays import Arrays, arrays_in, as_array, bare
+from causaltrace.boundary.containers import listed
 
 Numbered = Callable[[Arrays, Any, Any], Any]
 REFUSED = "an index that numpy refused"
@@ -16,6 +17,7 @@ REFUSED = "an index that numpy refused"
 
 def read(arrays: Arrays, a: np.ndarray, key: Any, number: Numbered) -> Any:
     """``a[key]``, bare; of an element what ``number`` makes of it."""
+    key = listed(arrays, key)
     try:
         return _read(arrays, a, key, number)
     except Exception:  # whoever catches it knows something about the key
@@ -25,6 +27,9 @@ def read(arrays: Arrays, a: np.ndarray, key: Any, number: Numbered) -> Any:
 
 def write(arrays: Arrays, a: np.ndarray, key: Any, value: Any) -> None:
     """``a[key] = value``."""
+    key = listed(arrays, key)
+    if a.dtype != object or not one(a, key):
+        value = listed(arrays, value)
     try:
         _write(arrays, a, key, value)
     except Exception:
@@ -67,9 +72,19 @@ def _read(arrays: Arrays, a: np.ndarray, key: Any, number: Numbered) -> Any:
 def _write(arrays: Arrays, a: np.ndarray, key: Any, value: Any) -> None:
     plain = bare(a)
     arrays.back(plain, key)
-    if arrays.unlabelled([plain, *arrays_in([key, value])]):
-        plain[bare(key)] = bare(value)
+    if plain.dtype == object and one(plain, key):
+        arrays.whole(np.ndarray.__setitem__, (plain, key, value), {})  # the object itself
         return
+    if arrays.unlabelled([plain, *arrays_in([key, value])]):
+        arrays.plainly(np.ndarray.__setitem__, (plain, key, value), {})
+        return
+    if plain.dtype.names and isinstance(value, tuple) and basic(key):
+        arrays.plainly(np.ndarray.__setitem__, (plain, key, value), {})
+        for name, v in zip(plain.dtype.names, value, strict=True):
+            _write(arrays, a[name], key, v)
+        return
+    if isinstance(value, np.ndarray) and value.dtype == object and plain.dtype != object:
+        arrays.told("numpy.setitem", value.tolist())  # numbers are made of what it holds
     value = array(arrays, value)
     if basic(key):
         place = plain[key] if isinstance(key, str) else plain[whole(key)]
@@ -78,7 +93,7 @@ def _write(arrays: Arrays, a: np.ndarray, key: Any, value: Any) -> None:
         place, indices = advanced(arrays, plain, key)
         bound = {"self": place, "indices": indices, "values": value}
         after = arrays.follow("numpy.setitem", "index_put", bound, [place], early=True)
-    plain[bare(key)] = bare(value)
+    arrays.plainly(np.ndarray.__setitem__, (plain, key, value), {})
     arrays.written("numpy.setitem", [a], [place], after)
 
 
@@ -107,6 +122,12 @@ def basic(key: Any) -> bool:
     if isinstance(key, (bool, np.bool_)) or hasattr(key, "shadow"):
         return False
     return key is None or key is Ellipsis or isinstance(key, (slice, int, np.integer, str))
+
+
+def one(a: np.ndarray, key: Any) -> bool:
+    """Does the key select one element, and no label chooses it?"""
+    keys = key if isinstance(key, tuple) else (key,)
+    return basic(key) and len(keys) == a.ndim and all(isinstance(k, (int, np.integer)) for k in keys)
 
 
 def whole(key: Any) -> tuple[Any, ...]:

@@ -66,7 +66,7 @@ def moved(call: Call) -> Any:
     elif call.name not in SEVERAL | NESTED and not isinstance(given[first], np.ndarray):
         call.replace(first, inputs[0])
     out = call.run()
-    made, owners = results(out), [owner_of(bare(a)) for a in inputs]
+    made, owners = results(out), [owner_of(bare(a)) for a in inputs if isinstance(a, np.ndarray)]
     fresh = [i for i, r in enumerate(made) if not _view(r, owners)]
     if fresh:
         numbers = _numbers(call, first, inputs)

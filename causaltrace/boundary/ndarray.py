@@ -10,6 +10,7 @@ import numpy as np
 
 from causaltrace.boundary import functions, indexing, slots, ufuncs
 from causaltrace.boundary.arrays import Arrays, bare
+from causaltrace.boundary.containers import listed
 from causaltrace.boundary.number import number, told
 
 #: Those of the watch that is open; without one, a LabelArray is an array like any other.
@@ -42,6 +43,7 @@ class LabelArray(np.ndarray):
     """An ndarray whose elements' supports are known to the open watch."""
 
     __slots__ = ()
+    __module__ = "numpy"  # by which data loaders know arrays
 
     @property
     def bare(self) -> np.ndarray:
@@ -176,6 +178,7 @@ def _through_numpy(name: str) -> Callable[..., Any]:
     def method(self: LabelArray, *args: Any, **kwargs: Any) -> Any:
         if not _open:
             return getattr(self.bare, name)(*bare(args), **bare(kwargs))
+        args, kwargs = listed(_open[-1], args), listed(_open[-1], kwargs)
         return self.__array_function__(getattr(np, name), (LabelArray,), (self, *args), kwargs)
 
     method.__name__ = name

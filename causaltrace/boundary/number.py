@@ -34,7 +34,7 @@ def number(arrays: Arrays, value: Any, shadow: Shadow | None) -> Any:
         arrays.touch("a number read from an array", shadow)
         return value
     kind: Any = type(value)
-    made = _kind(kind)(value)
+    made = kind.__new__(_kind(kind), value)
     made.bare, made.shadow, made.arrays = value, shadow, arrays
     return made
 
@@ -58,10 +58,14 @@ def _kind(base: Any) -> Any:
     def function(self: Any, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
         return func(*map(told, args), **{k: told(v) for k, v in kwargs.items()})
 
+    def new(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        return base(*args, **kwargs)  # with the labels that it is given
+
     methods = {name: asked(name) for name in dir(base) if name not in PLAIN | OBJECT}
-    space = {"__array_ufunc__": ufunc, "__array_function__": function, "__module__": "numpy"}
+    space = {"__new__": new, "__array_ufunc__": ufunc, "__array_function__": function, "__module__": "numpy"}
     kind = type(base.__name__, (base,), {**methods, **space})
     slots.no_sequence(kind)
+    slots.buffered(kind, told)
     return kind
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from causaltrace.boundary import compiled, hidden, indexing, slots, untold
 from causaltrace.boundary.arrays import Arrays, arrays_in, as_array, bare, lies_in
+from causaltrace.boundary.containers import PLAIN, listed
 from causaltrace.boundary.items import indexed
 from causaltrace.boundary.ndarray import LabelArray, labelled, opened, read
 from causaltrace.boundary.ndarray import current as current
@@ -41,6 +42,8 @@ MAKING = ("array", "asarray", "asanyarray", "ascontiguousarray", "asfortranarray
 DATA = ("object", "a", "buffer")
 #: Functions that make arrays that labels may be written to.
 FRESH = ("zeros", "ones", "empty", "full", "zeros_like", "ones_like", "empty_like", "full_like")
+#: Their arguments that say nothing of the shape.
+NO_SIZES = ("fill_value", "a", "prototype")
 #: Methods of plain arrays that take other arrays.
 TAKING = (
     "take",
@@ -159,14 +162,21 @@ def _is(a: np.ndarray, b: np.ndarray) -> bool:
 def _making(arrays: Arrays, name: str, original: Any) -> Callable[..., Any]:
     @functools.wraps(original)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        if arrays.inside:
+        if arrays.busy():
             return original(*args, **kwargs)
+        args, kwargs = listed(arrays, args), listed(arrays, kwargs)
         given = args[0] if args else next((kwargs[key] for key in DATA if key in kwargs), None)
-        if isinstance(given, (list, tuple)) and hidden.hides(arrays, given):
+        hiding = isinstance(given, (list, tuple)) and hidden.hides(arrays, given)
+        if hiding:
             given = hidden.shown(arrays, given)
             args, kwargs = ((given, *args[1:]), kwargs) if args else (args, kwargs | {"object": given})
         out = arrays.plainly(original, args, kwargs)
         if type(out) is not np.ndarray:
+            return out
+        if hiding and out.dtype == object:  # arrays among its elements are themselves
+            out = original(*args, **kwargs)
+            whole = set(map(id, out.ravel().tolist()))
+            arrays.told(f"numpy.{name}", [a for a in arrays_in(given) if id(a) not in whole])
             return out
         if isinstance(given, LabelArray) and _is(out, given):
             return given
@@ -197,11 +207,16 @@ def _making(arrays: Arrays, name: str, original: Any) -> Callable[..., Any]:
 
 
 def _fresh(arrays: Arrays, original: Any) -> Callable[..., Any]:
+    full = f"numpy.{original.__name__}"
+    values = ((0,) if full.endswith("_like") else ()) + ((1,) if "full" in full else ())
+
     @functools.wraps(original)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        if arrays.inside:
+        if arrays.busy():
             return original(*args, **kwargs)
-        args, kwargs = told(args), {k: told(v) for k, v in kwargs.items()}
+        args, kwargs = listed(arrays, told(args)), listed(arrays, {k: told(v) for k, v in kwargs.items()})
+        sizes = [a for i, a in enumerate(args) if i not in values]
+        arrays.told(full, sizes + [a for key, a in kwargs.items() if key not in NO_SIZES])
         out = arrays.plainly(original, args, kwargs)
         fill = kwargs.get("fill_value", args[1] if original.__name__.startswith("full") else None)
         if hidden.hides(arrays, fill):
@@ -240,7 +255,7 @@ def _converted(arrays: Arrays, original: Any) -> Callable[..., Any]:
 
     @functools.wraps(original)
     def wrapper(t: Tensor, *args: Any, **kwargs: Any) -> Any:
-        if not arrays.inside:
+        if not arrays.busy():
             arrays.told("__array__", t)
         return bare(handed_out(t, *args, **kwargs))
 
@@ -252,12 +267,20 @@ def _items(arrays: Arrays) -> dict[str, Callable[..., Any]]:
     get, put = np.ndarray.__getitem__, np.ndarray.__setitem__
 
     def getitem(self: np.ndarray, key: Any) -> Any:
-        if arrays.inside or not hidden.hides(arrays, key):
+        if type(key) in PLAIN or arrays.busy():
+            return get(self, key)
+        key = listed(arrays, key)
+        if not hidden.hides(arrays, key):
             return get(self, key)
         return read(self, hidden.shown(arrays, key))
 
     def setitem(self: np.ndarray, key: Any, value: Any) -> None:
-        if arrays.inside or not (hidden.hides(arrays, key) or hidden.hides(arrays, value)):
+        if arrays.busy():
+            return put(self, key, value)
+        key = listed(arrays, key)
+        if self.dtype != object or not indexing.one(self, key):
+            value = listed(arrays, value)
+        if not (hidden.hides(arrays, key) or hidden.hides(arrays, value)):
             put(self, key, value)
         else:
             indexing.write(arrays, self, hidden.shown(arrays, key), hidden.shown(arrays, value))
@@ -269,7 +292,10 @@ def _taking(arrays: Arrays, name: str) -> Callable[..., Any]:
     original = getattr(np.ndarray, name)
 
     def method(self: np.ndarray, *args: Any, **kwargs: Any) -> Any:
-        if arrays.inside or type(self) is not np.ndarray or not hidden.hides(arrays, [args, kwargs]):
+        if type(self) is not np.ndarray or arrays.busy():
+            return original(self, *args, **kwargs)
+        args, kwargs = listed(arrays, args), listed(arrays, kwargs)
+        if not hidden.hides(arrays, [args, kwargs]):
             return original(self, *args, **kwargs)
         args, kwargs = hidden.shown(arrays, [args, kwargs])
         out = getattr(self.view(LabelArray), name)(*args, **kwargs)
@@ -284,7 +310,8 @@ def _set(arrays: Arrays, name: str) -> Any:
     original = vars(np.ndarray)[name]
 
     def put(self: np.ndarray, value: Any) -> None:
-        if arrays.inside or not hidden.hides(arrays, value):
+        value = value if arrays.busy() else listed(arrays, value)
+        if arrays.busy() or not hidden.hides(arrays, value):
             return original.__set__(self, value)
         (value,) = hidden.shown(arrays, [value])
         original.__set__(self, bare(value))

@@ -37,6 +37,8 @@ PARTS = _names(
     "linalg.vector_norm fft.fft fft.fft2 fft.fftn fft.hfft fft.ifft fft.ifft2 fft.ifftn fft.ihfft "
     "fft.irfft fft.irfft2 fft.irfftn fft.rfft fft.rfft2 fft.rfftn cumulative_sum cumulative_prod"
 )
+#: Of these, those that call functions of the program: labels may come in there.
+CALLING = _names("apply_along_axis apply_over_axes piecewise")
 #: See no values.
 FREE = _names(
     "zeros_like ones_like empty_like result_type can_cast min_scalar_type shares_memory "

@@ -11,6 +11,7 @@ import numpy as np
 from causaltrace.boundary import indexing, slots
 from causaltrace.boundary.arrays import Arrays, arrays_in, bare
 from causaltrace.boundary.call import results
+from causaltrace.boundary.containers import listed
 from causaltrace.boundary.hidden import hides, shown
 from causaltrace.boundary.ndarray import labelled
 from causaltrace.boundary.number import number
@@ -26,6 +27,8 @@ SCALARS = sorted(
     },
     key=lambda t: t.__name__,
 )
+#: Of these, those that hold what they are given as it is.
+RAW = (np.void, np.object_)
 #: Methods of ``array.flat`` and ``np.broadcast`` that give values.
 FLAT = (
     "__next__",
@@ -44,7 +47,11 @@ FLAT = (
 def functions(arrays: Arrays) -> dict[int, Method]:
     """What takes the place of functions of modules, by their ids."""
     own = {name: fn for name, fn in _public(np.random).items() if hasattr(fn, "__func__")}
-    return {id(fn): _drawing(arrays, name, fn) for name, fn in own.items()}
+    made = {id(fn): _drawing(arrays, name, fn) for name, fn in own.items()}
+    return made | {
+        id(np.nested_iters): _nested(arrays, np.nested_iters),
+        id(np.fromiter): _fromiter(arrays, np.fromiter),
+    }
 
 
 def enter(arrays: Arrays) -> list[Callable[[], None]]:
@@ -55,14 +62,24 @@ def enter(arrays: Arrays) -> list[Callable[[], None]]:
     ]
     flat = {name: _reading(arrays, "flat", vars(np.flatiter)[name]) for name in FLAT}
     flat["__setitem__"] = _writing(arrays, vars(np.flatiter)["__setitem__"])
-    undo += [slots.constructing(kind, _converting(arrays)) for kind in SCALARS]
+    undo += [slots.constructing(kind, _converting(arrays)) for kind in (*SCALARS, *RAW)]
+    items = vars(np.void)
+    record = {
+        "__getitem__": _record(arrays, items["__getitem__"]),
+        "__setitem__": _storing(arrays, "void", items["__setitem__"]),
+    }
+    iterator = {
+        "__init__": _iterating(arrays, vars(np.nditer)["__init__"]),
+        "__setitem__": _storing(arrays, "nditer", vars(np.nditer)["__setitem__"]),
+    }
     return [
         *undo,
         slots.patched(np.flatiter, flat),
         slots.patched(
             np.broadcast, {"__next__": _reading(arrays, "broadcast", vars(np.broadcast)["__next__"])}
         ),
-        slots.patched(np.nditer, {"__init__": _iterating(arrays, vars(np.nditer)["__init__"])}),
+        slots.patched(np.nditer, iterator),
+        slots.patched(np.void, record),
     ]
 
 
@@ -76,11 +93,17 @@ def _drawing(arrays: Arrays, name: str, original: Method) -> Method:
 
     @functools.wraps(original)
     def method(*args: Any, **kwargs: Any) -> Any:
-        if arrays.inside or not arrays.memory.entries or not hides(arrays, [args, kwargs]):
+        if not arrays.memory.entries or arrays.busy():
             return original(*args, **kwargs)
-        args, kwargs = shown(arrays, [args, kwargs])
-        found = list(arrays_in([args, kwargs]))
+        given = listed(arrays, [args, kwargs])
+        if not hides(arrays, given):
+            return original(*args, **kwargs)
+        given = shown(arrays, given)
+        found = list(arrays_in(given))
         arrays.told(full, found)
+        if name == "shuffle" and not any(isinstance(a, np.ndarray) for a in args):
+            return original(*args, **kwargs)  # elements of a list change places
+        args, kwargs = given
         out = arrays.plainly(original, args, kwargs)
         written = [a for a in found if name == "shuffle" and isinstance(a, np.ndarray)]
         arrays.opaque(full, found, [*results(out), *written])
@@ -93,7 +116,13 @@ def _converting(arrays: Arrays) -> Callable[[Method, Any, Any, Any], Any]:
     """Types of numbers make numbers of numbers, and arrays of arrays."""
 
     def made(original: Method, cls: Any, args: Any, kwargs: Any) -> Any:
-        if arrays.inside or not arrays.memory.entries or not hides(arrays, args):
+        if not arrays.memory.entries or arrays.busy(3):
+            return original(cls, args, kwargs)
+        args = listed(arrays, args)
+        if not hides(arrays, args):
+            return original(cls, args, kwargs)
+        if cls in RAW:
+            arrays.told(f"numpy.{cls.__name__}", args)
             return original(cls, args, kwargs)
         args = shown(arrays, args)
         out = original(cls, bare(args), kwargs)
@@ -117,7 +146,7 @@ def _reading(arrays: Arrays, what: str, original: Method) -> Method:
 
     @functools.wraps(original)
     def method(it: Any, *args: Any) -> Any:
-        if not arrays.inside and arrays.memory.starts:
+        if arrays.memory.starts and not arrays.busy():
             for a in [it.base] if what == "flat" else [i.base for i in it.iters]:
                 if arrays.known(a):
                     arrays.told(f"numpy {what}", a)
@@ -130,9 +159,10 @@ def _reading(arrays: Arrays, what: str, original: Method) -> Method:
 def _writing(arrays: Arrays, original: Method) -> Method:
     @functools.wraps(original)
     def method(it: Any, key: Any, value: Any) -> None:
-        if arrays.inside or not hides(arrays, [key, value]):
+        given = [key, value] if arrays.busy() else listed(arrays, [key, value])
+        if arrays.busy() or not hides(arrays, given):
             return original(it, key, value)
-        found = list(arrays_in(shown(arrays, [key, value])))
+        found = list(arrays_in(shown(arrays, given)))
         original(it, key, value)
         arrays.opaque("numpy.flat", found, [it.base])
         arrays.lent("numpy flat", it.base)
@@ -143,10 +173,71 @@ def _writing(arrays: Arrays, original: Method) -> Method:
 def _iterating(arrays: Arrays, original: Method) -> Method:
     @functools.wraps(original)
     def method(it: Any, *args: Any, **kwargs: Any) -> None:
-        if not arrays.inside and arrays.memory.entries and hides(arrays, [args, kwargs]):
-            for a in arrays_in(shown(arrays, [args, kwargs])):
-                tell = arrays.lent if isinstance(a, np.ndarray) else arrays.told
-                tell("numpy nditer", a)
+        if arrays.memory.entries and not arrays.busy():
+            _lent(arrays, "nditer", [args, kwargs])
         original(it, *args, **kwargs)
 
     return method
+
+
+def _nested(arrays: Arrays, original: Method) -> Method:
+    @functools.wraps(original)
+    def function(*args: Any, **kwargs: Any) -> Any:
+        if arrays.memory.entries and not arrays.busy():
+            _lent(arrays, "nested_iters", [args, kwargs])
+        return original(*args, **kwargs)
+
+    return function
+
+
+def _lent(arrays: Arrays, name: str, given: Any) -> None:
+    """Iterators read and write what they are given as long as they live."""
+    given = listed(arrays, given)
+    if hides(arrays, given):
+        for a in arrays_in(shown(arrays, given)):
+            tell = arrays.lent if isinstance(a, np.ndarray) else arrays.told
+            tell(f"numpy {name}", a)
+
+
+def _storing(arrays: Arrays, what: str, original: Method) -> Method:
+    """An item method of what is no array, but lies in one."""
+
+    @functools.wraps(original)
+    def method(it: Any, key: Any, value: Any) -> None:
+        if not arrays.busy():
+            given = listed(arrays, [key, value])
+            if hides(arrays, given):
+                arrays.told(f"numpy {what}", shown(arrays, given))
+        original(it, key, value)
+
+    return method
+
+
+def _record(arrays: Arrays, original: Method) -> Method:
+    """A field of an element of an array, which may have been written to since it was read."""
+
+    @functools.wraps(original)
+    def method(record: np.void, key: Any) -> Any:
+        if arrays.memory.starts and isinstance(record.base, np.ndarray) and arrays.known(bare(record.base)):
+            arrays.told("numpy void", record.base)
+        return original(record, key)
+
+    return method
+
+
+def _fromiter(arrays: Arrays, original: Method) -> Method:
+    """Elements of a number's size are asked for it; larger ones are not."""
+
+    @functools.wraps(original)
+    def function(iter: Any, dtype: Any, *args: Any, **kwargs: Any) -> Any:
+        if not arrays.memory.entries or arrays.busy() or not np.dtype(dtype).subdtype:
+            return original(iter, dtype, *args, **kwargs)
+        return original(map(seen, iter), dtype, *args, **kwargs)
+
+    def seen(value: Any) -> Any:
+        given = listed(arrays, [value])
+        if hides(arrays, given):
+            arrays.told("numpy.fromiter", shown(arrays, given))
+        return value
+
+    return function
