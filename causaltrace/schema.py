@@ -16,7 +16,7 @@ from causaltrace.rules.call import tensors as tensors
 #: Tags of ops whose values, or shapes made of values, reach Python.
 SHAPED = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 #: What decides the shape, where that is not every argument: the mask; the rank of a system of equations;
-#: the longest target; the numbers; the lengths. What decides how often is drawn: the elements below 0.
+#: the longest target; the numbers. What decides how often is drawn: the elements below 0.
 MASKED = {
     "masked_select": ("mask",),
     "index": ("indices",),
@@ -25,16 +25,25 @@ MASKED = {
     "_ctc_loss": ("target_lengths",),
     "bincount": ("self",),
     "rrelu_with_noise": ("self",),
+}
+_SCALES = ("scale", "scales", "zero_point", "zero_points")
+#: What goes into a shape, or into what a quantised tensor keeps beside its elements, though no tag says so.
+UNTAGGED = {
     "_pack_padded_sequence": ("lengths",),
+    "quantize_per_tensor": _SCALES,
+    "quantize_per_channel": _SCALES,
+    "_make_per_channel_quantized_tensor": _SCALES,
+    "_empty_per_channel_affine_quantized": _SCALES,
+    "quantize_per_tensor_dynamic": ("self",),
 }
 #: Composites whose own code reads the values of this argument, so that no operation tells of it.
 SILENT = {"aten.tensor_split.tensor_indices_or_sections": 1, "aten._pad_packed_sequence.default": 1}
 #: Composites that read values only to check them, once this argument says all else.
 CHECKING = {"aten.one_hot.default": (1, "num_classes")}
+#: Types of results that are followed.
+TENSORS = ("Tensor", "List[Tensor]", "Optional[Tensor]", "List[Optional[Tensor]]")
 #: Operations that draw as many random numbers as their values ask for: all later draws depend on these.
 DRAWING = ("poisson", "binomial", "_standard_gamma", "_sample_dirichlet", "rrelu_with_noise")
-#: Operations whose results have shapes made of values, though no tag says so.
-SIZED = ("_pack_padded_sequence",)
 #: Operations that return what a quantised tensor keeps beside its elements.
 BESIDE = ("q_scale", "q_zero_point")
 #: Operations whose results are left unwritten.
@@ -110,8 +119,8 @@ def describe(func: torch._ops.OpOverload) -> Op:
         view=view,
         composite=has_composite_kernel(func) and (aliased or name not in rules.TABLE or _spelling(func)),
         foreach=foreach,
-        escapes=MASKED.get(name, tuple(a.name for a in schema.arguments))
-        if SHAPED.intersection(func.tags) or _tells_python(func) or name in (*DRAWING, *SIZED, *BESIDE)
+        escapes=(MASKED | UNTAGGED).get(name, tuple(a.name for a in schema.arguments))
+        if SHAPED.intersection(func.tags) or _tells_python(func) or name in (*DRAWING, *UNTAGGED, *BESIDE)
         else (),
         shares=rule.kind == rules.POINT
         and not rule.source
@@ -130,9 +139,8 @@ def describe(func: torch._ops.OpOverload) -> Op:
 
 
 def _tells_python(func: torch._ops.OpOverload) -> bool:
-    """Does an op that is not torch's own return numbers? Its tags may not say so; torch's do."""
-    numbers = (torch.IntType, torch.FloatType, torch.BoolType, torch.NumberType)
-    return func.namespace != "aten" and any(isinstance(r.type, numbers) for r in func._schema.returns)
+    """Does an op that is not torch's own return numbers, or objects? Its tags may not say so; torch's do."""
+    return func.namespace != "aten" and any(str(r.type) not in TENSORS for r in func._schema.returns)
 
 
 def only_checks(full: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

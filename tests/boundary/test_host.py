@@ -80,6 +80,18 @@ def quantized(t: Tensor) -> float:
     return torch.quantize_per_tensor(torch.ones(3), scale, torch.tensor(0), torch.quint8).q_scale()
 
 
+def kept_scale(t: Tensor) -> float:
+    """A tensor that was filled with something else keeps it."""
+    scale = (t.sum() > 9) + 1.0
+    kept = torch.empty_like(torch.quantize_per_tensor(torch.ones(3), scale, torch.tensor(0), torch.quint8))
+    return float(kept.fill_(3.0).dequantize().sum()) - 9.0
+
+
+def packed_weights(t: Tensor) -> float:
+    weights = torch.ops.quantized.linear_prepack_fp16(t.flatten()[:1].repeat(1, 3), None)
+    return float(torch.ops.quantized.linear_dynamic_fp16(torch.ones(1, 3), weights).sum())
+
+
 def seeded(t: Tensor) -> float:
     generator = torch.Generator()
     state = generator.get_state()
@@ -149,6 +161,8 @@ WAYS: dict[str, Callable[[Tensor], float]] = {
     "to_dlpack": lambda t: float(from_dlpack(to_dlpack(t)).sum()),
     "to_dlpack of torch": lambda t: float(torch.from_dlpack(torch.to_dlpack(t)).sum()),
     "a quantised scale": quantized,
+    "a scale that is kept": kept_scale,
+    "packed weights": packed_weights,
     "the state of a generator": seeded,
     "draws of poisson": lambda t: drawn_after(lambda: torch.poisson(t.abs() * 9)),
     "draws of rrelu": lambda t: drawn_after(lambda: F.rrelu(t, training=True)),
