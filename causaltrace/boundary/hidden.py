@@ -74,7 +74,11 @@ def _method(arrays: Arrays, name: str, original: Method) -> Method:
         if not kwargs and all(type(a) in ASKED for a in args):
             return original(ufunc, *args, **kwargs)
         if not (hides(arrays, args) or kwargs and hides(arrays, kwargs)) or arrays.inside:
-            return original(ufunc, *args, **kwargs)
+            out = original(ufunc, *args, **kwargs)
+            if name == "__call__" and "where" in kwargs and not arrays.inside:
+                _, options = ufuncs.split(ufunc, name, args, kwargs)
+                return labelled(out) if ufuncs.left_out(arrays, out, options) else out
+            return out
         inputs, options = ufuncs.split(ufunc, name, args, kwargs)
         if any(map(_asks, (*inputs, *ufuncs.targets(options)))):
             return original(ufunc, *args, **kwargs)

@@ -41,6 +41,8 @@ MAKING = ("array", "asarray", "asanyarray", "ascontiguousarray", "asfortranarray
 DATA = ("object", "a", "buffer")
 #: Functions that make arrays that labels may be written to.
 FRESH = ("zeros", "ones", "empty", "full", "zeros_like", "ones_like", "empty_like", "full_like")
+#: Those that leave in them what was in memory before.
+BLANK = ("empty", "empty_like")
 #: Methods of plain arrays that take other arrays.
 TAKING = (
     "take",
@@ -203,6 +205,9 @@ def _fresh(arrays: Arrays, original: Any) -> Callable[..., Any]:
             return original(*args, **kwargs)
         args, kwargs = told(args), {k: told(v) for k, v in kwargs.items()}
         out = arrays.plainly(original, args, kwargs)
+        # packages fill what they make, many in C
+        if original.__name__ in BLANK and not sys._getframe(1).f_code.co_filename.startswith(INSTALLED):
+            arrays.unwritten(out)
         fill = kwargs.get("fill_value", args[1] if original.__name__.startswith("full") else None)
         if hidden.hides(arrays, fill):
             out = out.view(LabelArray)

@@ -11,7 +11,7 @@ import numpy as np
 from causaltrace.boundary import indexing, slots
 from causaltrace.boundary.arrays import Arrays, arrays_in, bare
 from causaltrace.boundary.call import results
-from causaltrace.boundary.hidden import hides, shown
+from causaltrace.boundary.hidden import PLAIN, hides, shown
 from causaltrace.boundary.ndarray import labelled
 from causaltrace.boundary.number import number
 
@@ -76,17 +76,35 @@ def _drawing(arrays: Arrays, name: str, original: Method) -> Method:
 
     @functools.wraps(original)
     def method(*args: Any, **kwargs: Any) -> Any:
-        if arrays.inside or not arrays.memory.entries or not hides(arrays, [args, kwargs]):
+        if arrays.inside or not arrays.memory.entries:
             return original(*args, **kwargs)
+        if not hides(arrays, [args, kwargs]):
+            if not all(map(_simple, (*args, *kwargs.values()))):
+                return original(*args, **kwargs)
+            arrays.inside += 1  # it makes arrays, and fills them in C
+            try:
+                out = original(*args, **kwargs)
+            finally:
+                arrays.inside -= 1
+            return labelled(out) if arrays.memory.starts and "out" not in kwargs else out
         args, kwargs = shown(arrays, [args, kwargs])
-        found = list(arrays_in([args, kwargs]))
+        found = list(arrays_in([args, {key: value for key, value in kwargs.items() if key != "out"}]))
         arrays.told(full, found)
         out = arrays.plainly(original, args, kwargs)
         written = [a for a in found if name == "shuffle" and isinstance(a, np.ndarray)]
         arrays.opaque(full, found, [*results(out), *written])
+        if found and "out" in kwargs:
+            arrays.unseen(full, kwargs["out"])
         return labelled(out)
 
     return method
+
+
+def _simple(value: Any) -> bool:
+    """No code of a program's runs when it is asked for what it holds."""
+    if type(value) in (tuple, list):
+        return all(map(_simple, value))
+    return type(value) in PLAIN or isinstance(value, RANDOM)
 
 
 def _converting(arrays: Arrays) -> Callable[[Method, Any, Any, Any], Any]:
