@@ -146,7 +146,7 @@ class Memory:
         self._opened[id(entry)] = entry
         if entry.blank:  # it is theirs to fill
             entry.blank = False
-            entry.set(Shadow())
+            entry.set(entry.shadow._replace(possible=None))
 
     def _hedged(self, shadow: Shadow, mark: Cells, ndim: int) -> Shadow:
         there = self._algebra.reshaped(mark, (1,) * ndim)

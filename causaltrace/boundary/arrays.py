@@ -363,22 +363,27 @@ class Arrays:
         for a in arrays_in(given):
             self.touch(what, self.read(a))
 
-    def unwritten(self, a: np.ndarray) -> None:
-        """``a`` holds what was in memory before: numpy hands out what was just given back."""
-        outside, plain = self.tracer.outside, bare(a)
-        if outside is None or not plain.nbytes or plain.dtype.hasobject or type(plain) is not np.ndarray:
+    def unwritten(self, a: Any, where: Any = False) -> None:
+        """``a`` holds what was in memory before (numpy hands out what was just given back), but ``where`` it
+        was written."""
+        outside, plain, keep = self.tracer.outside, bare(a), self.tracer.algebra.keep
+        if outside is None or type(plain) is not np.ndarray or not plain.nbytes or plain.dtype.hasobject:
             return
         with _disable_current_modes():
             self.share(plain)
-            outside.unwritten(over(plain) if _lies(plain) else bytes_of(plain))
+            t = over(plain)
+            outside.unwritten(bytes_of(plain) if t is None else t)
+            if where is not False and (anything := self.read(plain)) is not None:
+                left = _as_tensor(a_copy(np.broadcast_to(~as_array(where, dtype=bool), plain.shape)))
+                self.write(plain, anything.planes(lambda cells: keep(cells, left)))
 
     def lent(self, what: str, a: np.ndarray) -> None:
         """The memory of an array went to something that reads and writes there itself."""
         with _disable_current_modes():
-            self.touch(what, self.memory.read(self.tensor(a)))
             owner, start, nbytes = memory_of(a)
             if nbytes:
                 self.memory.open(owner, start, nbytes)
+            self.touch(what, self.memory.read(self.tensor(a)))
 
     def hold(self, a: np.ndarray, key: Any, shadow: Shadow) -> None:
         """Python gets an element that was read at a label: a score, unless it is written back."""

@@ -6,7 +6,7 @@ import functools
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
@@ -71,7 +71,7 @@ class Files:
     ) -> None:
         self._arrays, self._add, self._note = arrays, add, note
         self._sources: list[Source] = []
-        self._files: dict[str, File] = {}
+        self._files: dict[tuple[int, int], File] = {}  #: by device and inode: a file has many names
         self._noted: set[tuple[str, str]] = set()
         self._undo: list[Callable[[], None]] = []
         self._lock = threading.RLock()
@@ -86,7 +86,11 @@ class Files:
     # -- the readers ----------------------------------------------------------------------------------
 
     def enter(self) -> None:
-        readers = {np.fromfile: self._fromfile(np.fromfile), np.load: self._load(np.load)}
+        readers = {
+            np.fromfile: self._fromfile(np.fromfile),
+            np.load: self._load(np.load),
+            np.rec.fromfile: self._records(np.rec.fromfile),
+        }
         names: dict[int, Any] = {id(original): reader for original, reader in readers.items()}
         for owner, name, original in list(bound_to(names)):
             self._undo.append(replaced(owner, name, names[id(original)]))
@@ -131,6 +135,15 @@ class Files:
 
         return load
 
+    def _records(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def fromfile(fd: Any, *args: Any, **kwargs: Any) -> Any:
+            source = self._source(fd)
+            out = original(fd, *args, **kwargs)
+            return out if source is None else self._unfollowed(out, fd, "as records")
+
+        return fromfile
+
     def _memmap(self, original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
         def new(subtype: Any, filename: Any, *args: Any, **kwargs: Any) -> Any:
@@ -148,7 +161,8 @@ class Files:
         path = "" if self._arrays.inside else _path(file)
         if not path:
             return None
-        found = [source for source in self._sources if source.matches(path)]
+        names = list(_names(path)) if self._sources else []
+        found = [source for source in self._sources if any(map(source.matches, names))]
         for source in found:
             source.matched = True
         return found[0] if found else None
@@ -165,9 +179,13 @@ class Files:
         if out.dtype.kind not in "iu" or not out.dtype.isnative:
             return self._unfollowed(out, file, f"as {out.dtype!r}")
         with self._lock, torch.inference_mode(False), _disable_current_modes():
-            if path not in self._files and os.stat(path).st_mtime_ns > self._begun:
+            status = os.stat(path)
+            key = status.st_dev, status.st_ino
+            if key not in self._files and status.st_mtime_ns > self._begun:
                 return self._unfollowed(out, file, "after the watch had begun and the file was written")
-            known = self._files.get(path) or self._opened(path, source, out.dtype, first)
+            known = self._files.get(key)
+            if known is None:
+                known = self._files[key] = self._opened(path, source, out.dtype, first)
             dtype = known.tokens.dtype
             if source.dtype is None and out.dtype != dtype:
                 raise ValueError(
@@ -195,9 +213,7 @@ class Files:
         tokens = self._arrays.plainly(np.fromfile, (path, dtype, size), {"offset": first})
         name = os.path.basename(path)
         taken = {file.stream.name for file in self._files.values()}
-        stream = self._add(path if name in taken else name, self._arrays.tensor(tokens))
-        known = self._files[path] = File(stream, tokens, first)
-        return known
+        return File(self._add(path if name in taken else name, self._arrays.tensor(tokens)), tokens, first)
 
     def _unfollowed(self, out: Any, file: Any, how: str) -> Any:
         path = _path(file)
@@ -215,7 +231,20 @@ class Files:
 def _path(file: Any) -> str:
     """The absolute path of a file that was named, or is open; empty: it has none."""
     name = getattr(file, "name", "") if hasattr(file, "read") else file
+    if isinstance(name, int) and not getattr(file, "closed", True):  # it was opened by number
+        name = os.path.realpath(f"/proc/self/fd/{name}")
+        return name if os.path.exists(name) else ""
     return os.path.abspath(os.fsdecode(name)) if isinstance(name, (str, bytes, os.PathLike)) and name else ""
+
+
+def _names(path: str) -> Iterator[str]:
+    """The names of a file, as far as they are near: its own, behind links, and in the same directory."""
+    real = os.path.realpath(path)
+    yield path
+    yield real
+    if os.path.isfile(real) and (status := os.stat(real)).st_nlink > 1:
+        with os.scandir(os.path.dirname(real)) as near:
+            yield from (one.path for one in near if one.inode() == status.st_ino)
 
 
 def _place(file: Any) -> int:

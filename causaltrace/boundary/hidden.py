@@ -76,7 +76,11 @@ def _method(arrays: Arrays, name: str, original: Method) -> Method:
             return original(ufunc, *args, **kwargs)
         args, kwargs = listed(arrays, args), listed(arrays, kwargs)
         if not (hides(arrays, args) or kwargs and hides(arrays, kwargs)):
-            return original(ufunc, *args, **kwargs)
+            out = original(ufunc, *args, **kwargs)
+            if name == "__call__" and "where" in kwargs:
+                _, options = ufuncs.split(ufunc, name, args, kwargs)
+                return labelled(out) if ufuncs.left_out(arrays, out, options) else out
+            return out
         inputs, options = ufuncs.split(ufunc, name, args, kwargs)
         if any(map(_asks, (*inputs, *ufuncs.targets(options)))):
             return original(ufunc, *args, **kwargs)

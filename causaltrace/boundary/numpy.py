@@ -44,6 +44,8 @@ DATA = ("object", "a", "buffer")
 FRESH = ("zeros", "ones", "empty", "full", "zeros_like", "ones_like", "empty_like", "full_like")
 #: Their arguments that say nothing of the shape.
 NO_SIZES = ("fill_value", "a", "prototype")
+#: Those that leave in them what was in memory before.
+BLANK = ("empty", "empty_like")
 #: Methods of plain arrays that take other arrays.
 TAKING = (
     "take",
@@ -218,6 +220,9 @@ def _fresh(arrays: Arrays, original: Any) -> Callable[..., Any]:
         sizes = [a for i, a in enumerate(args) if i not in values]
         arrays.told(full, sizes + [a for key, a in kwargs.items() if key not in NO_SIZES])
         out = arrays.plainly(original, args, kwargs)
+        # packages fill what they make, many in C
+        if original.__name__ in BLANK and not sys._getframe(1).f_code.co_filename.startswith(INSTALLED):
+            arrays.unwritten(out)
         fill = kwargs.get("fill_value", args[1] if original.__name__.startswith("full") else None)
         if hidden.hides(arrays, fill):
             out = out.view(LabelArray)

@@ -162,12 +162,25 @@ def targets(options: dict[str, Any]) -> list[Any]:
     return [o for o in out if isinstance(o, np.ndarray)] if isinstance(out, tuple) else []
 
 
+def left_out(arrays: Arrays, out: Any, options: dict[str, Any]) -> bool:
+    """Results hold what was in memory before, but where ``where`` let values through; is that so here?"""
+    where = options.get("where", True)
+    if where is True or targets(options):
+        return False
+    for made in out if isinstance(out, tuple) else (out,):
+        arrays.unwritten(made, where)
+    return True
+
+
 def called(
     arrays: Arrays, ufunc: np.ufunc, method: str, inputs: tuple[Any, ...], options: dict[str, Any]
 ) -> Any:
     """``getattr(ufunc, method)(*inputs, **options)``, bare."""
     if arrays.unlabelled(list(arrays_in([inputs, options]))):
-        return arrays.plainly(getattr(ufunc, method), inputs, options)
+        out = arrays.plainly(getattr(ufunc, method), inputs, options)
+        if method == "__call__":
+            left_out(arrays, out, options)
+        return out
     try:
         return _called(arrays, ufunc, method, inputs, options)
     except Exception:  # whoever catches it knows something about the values
@@ -224,13 +237,17 @@ def _elements(arrays: Arrays, ufunc: np.ufunc, inputs: tuple[Any, ...], options:
     )
     where = options.get("where", True)
     if where is not True:
-        if len(outs) < ufunc.nout:  # what is left out holds whatever was in memory
+        if 0 < len(outs) < ufunc.nout:
             return _opaque(arrays, ufunc, inputs, options)
         bound = {"operands": operands, "where": array(arrays, where), "before": outs}
         rule = MASKED
     if not outs:
         out = _run(arrays, ufunc, "__call__", inputs, options)
         results = out if isinstance(out, tuple) else [out]
+        if rule is MASKED:  # what is left out holds whatever was in memory
+            for result in results:
+                arrays.unwritten(result)
+            bound["before"] = results
         arrays.done(full, results, arrays.follow(full, name, bound, results, rule))
         return out
     after = arrays.follow(full, name, bound, outs, rule, early=True)

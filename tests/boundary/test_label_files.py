@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -397,3 +398,36 @@ def test_bad_arguments() -> None:
             causaltrace.label_files("a", dtype=np.float32)
         with pytest.raises(ValueError, match="offset="):
             causaltrace.label_files("a", offset=-1)
+
+
+def by_number(path: Path) -> np.ndarray:
+    with os.fdopen(os.open(path, os.O_RDONLY), "rb") as file:
+        return np.fromfile(file, dtype="<u2", offset=HEADER)
+
+
+def symlink(path: Path) -> np.ndarray:
+    other = path.with_name("other.dat")
+    other.symlink_to(path)
+    return np.fromfile(other, dtype="<u2", offset=HEADER)
+
+
+def hard_link(path: Path) -> np.ndarray:
+    other = path.with_name("other.dat")
+    other.hardlink_to(path)
+    return np.memmap(other, dtype="<u2", mode="r", offset=HEADER)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="nothing says what a number stands for")
+@pytest.mark.parametrize("read", [by_number, symlink, hard_link])
+def test_other_names_of_a_file(shard: Path, read: Read) -> None:
+    with causaltrace.watch() as trace:
+        causaltrace.label_files("val_*.bin", dtype="<u2", offset=HEADER)
+        assert seen(trace, read(shard)) == list(range(N))
+        assert seen(trace, np.fromfile(shard, dtype="<u2", offset=HEADER)) == list(range(N))
+
+
+def test_records_are_named(shard: Path) -> None:
+    with causaltrace.watch() as trace:
+        causaltrace.label_files("val_*.bin", dtype="<u2", offset=HEADER)
+        np.rec.fromfile(str(shard), dtype=[("t", "<u2")], offset=HEADER)
+    assert any("as records" in note.message and note.blocking for note in trace.report.notes)
