@@ -19,6 +19,11 @@ PLAIN = frozenset(
 _OWN = (np.ndarray, np.generic, Tensor, str, bytes, dict, type)
 
 
+def simple(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Is nothing to be looked for in the arguments of a call?"""
+    return PLAIN.issuperset(map(type, args)) and (not kwargs or PLAIN.issuperset(map(type, kwargs.values())))
+
+
 def listed(arrays: Arrays, value: Any) -> Any:
     """Other containers in ``value`` as the lists or arrays that numpy would make of them; it is ``value``
     itself if there are none."""

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from causaltrace.boundary import functions, slots, ufuncs
 from causaltrace.boundary.arrays import Arrays
-from causaltrace.boundary.containers import PLAIN, listed
+from causaltrace.boundary.containers import PLAIN, listed, simple
 from causaltrace.boundary.ndarray import LabelArray, labelled
 
 Method = Callable[..., Any]
+NUMBERS = PLAIN - {np.ndarray}
 ASKED = PLAIN | {LabelArray}
 METHODS = ("reduce", "accumulate", "reduceat", "outer", "at")
 
@@ -39,7 +40,7 @@ def hides(arrays: Arrays, value: Any) -> bool:
     if type(value) in PLAIN:
         return type(value) is np.ndarray and value.dtype.hasobject and hides(arrays, value.tolist())
     if isinstance(value, (list, tuple)):
-        return any(hides(arrays, v) for v in value)
+        return not NUMBERS.issuperset(map(type, value)) and any(hides(arrays, v) for v in value)
     if isinstance(value, dict):
         return any(hides(arrays, v) for v in value.values())
     if isinstance(value, Tensor):
@@ -72,7 +73,7 @@ def _method(arrays: Arrays, name: str, original: Method) -> Method:
     def method(ufunc: np.ufunc, *args: Any, **kwargs: Any) -> Any:
         if not kwargs and all(type(a) in ASKED for a in args):
             return original(ufunc, *args, **kwargs)
-        if arrays.busy():
+        if simple(args, kwargs) and "where" not in kwargs or arrays.busy():
             return original(ufunc, *args, **kwargs)
         args, kwargs = listed(arrays, args), listed(arrays, kwargs)
         if not (hides(arrays, args) or kwargs and hides(arrays, kwargs)):
@@ -101,7 +102,7 @@ def _method(arrays: Arrays, name: str, original: Method) -> Method:
 
 def _function(arrays: Arrays, original: Method) -> Method:
     def method(func: Any, *args: Any, **kwargs: Any) -> Any:
-        if arrays.busy():
+        if simple(args, kwargs) or arrays.busy():
             return original(func, *args, **kwargs)
         args, kwargs = listed(arrays, args), listed(arrays, kwargs)
         if not (hides(arrays, args) or kwargs and hides(arrays, kwargs)):

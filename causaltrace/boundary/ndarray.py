@@ -16,6 +16,8 @@ from causaltrace.boundary.number import number, told
 #: Those of the watch that is open; without one, a LabelArray is an array like any other.
 _open: list[Arrays] = []
 _class = type
+_view = np.ndarray.view  # before a watch patches it
+_array = np.ndarray.__array__
 
 
 def opened(arrays: Arrays) -> Callable[[], None]:
@@ -48,7 +50,7 @@ class LabelArray(np.ndarray):
     @property
     def bare(self) -> np.ndarray:
         """The same memory as a plain array."""
-        return np.ndarray.view(self, np.ndarray)
+        return _view(self, np.ndarray)
 
     # -- what numpy hands over ------------------------------------------------------------------------
 
@@ -85,12 +87,12 @@ class LabelArray(np.ndarray):
         """As numpy's. Another class reads and writes as it likes."""
         if isinstance(dtype, _class) and issubclass(dtype, np.ndarray):
             dtype, type = None, dtype
-        out = self.bare if dtype is None else np.ndarray.view(self.bare, dtype)
+        out = self.bare if dtype is None else _view(self.bare, dtype)
         if type in (None, np.ndarray, LabelArray):
-            return np.ndarray.view(out, LabelArray)
+            return _view(out, LabelArray)
         if _open:
             _open[-1].lent(f"numpy view as {type.__name__}", self)
-        return np.ndarray.view(out, type)
+        return _view(out, type)
 
     def astype(self, dtype: Any, *args: Any, **kwargs: Any) -> Any:
         out = self.bare.astype(dtype, *args, **kwargs)
@@ -115,7 +117,7 @@ class LabelArray(np.ndarray):
         return np.copy(self)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
-        out = np.ndarray.__array__(self.bare, *(() if dtype is None else (dtype,)), copy=copy)
+        out = _array(self.bare, *(() if dtype is None else (dtype,)), copy=copy)
         return self._moved("numpy.array", out)
 
     def _moved(self, full: str, out: Any) -> Any:

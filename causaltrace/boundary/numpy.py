@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from causaltrace.boundary import compiled, hidden, indexing, slots, untold
+from causaltrace.boundary import compiled, hidden, indexing, slots, unbound, untold
 from causaltrace.boundary.arrays import Arrays, arrays_in, as_array, bare, lies_in
-from causaltrace.boundary.containers import PLAIN, listed
+from causaltrace.boundary.containers import PLAIN, listed, simple
 from causaltrace.boundary.items import indexed
 from causaltrace.boundary.ndarray import LabelArray, labelled, opened, read
 from causaltrace.boundary.ndarray import current as current
@@ -88,7 +88,8 @@ def enter(
     taking = {name: _taking(arrays, name) for name in TAKING}
     setting = {name: _set(arrays, name) for name in SET}
     lending = {name: _lent(arrays, name) for name in LENT}
-    restore = slots.patched(np.ndarray, _items(arrays) | taking | setting | lending)
+    own = unbound.methods() | _items(arrays) | taking | setting | lending
+    restore = slots.patched(np.ndarray, own)
 
     tracer.memory.exposed = plain.labels
 
@@ -272,6 +273,8 @@ def _items(arrays: Arrays) -> dict[str, Callable[..., Any]]:
     get, put = np.ndarray.__getitem__, np.ndarray.__setitem__
 
     def getitem(self: np.ndarray, key: Any) -> Any:
+        if type(self) is LabelArray:  # of the class, ``np.ndarray.__getitem__(x, key)``
+            return self[key]
         if type(key) in PLAIN or arrays.busy():
             return get(self, key)
         key = listed(arrays, key)
@@ -297,7 +300,9 @@ def _taking(arrays: Arrays, name: str) -> Callable[..., Any]:
     original = getattr(np.ndarray, name)
 
     def method(self: np.ndarray, *args: Any, **kwargs: Any) -> Any:
-        if type(self) is not np.ndarray or arrays.busy():
+        if type(self) is LabelArray:
+            return getattr(LabelArray, name)(self, *args, **kwargs)
+        if type(self) is not np.ndarray or simple(args, kwargs) or arrays.busy():
             return original(self, *args, **kwargs)
         args, kwargs = listed(arrays, args), listed(arrays, kwargs)
         if not hidden.hides(arrays, [args, kwargs]):

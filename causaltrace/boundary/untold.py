@@ -11,7 +11,7 @@ import numpy as np
 from causaltrace.boundary import indexing, slots
 from causaltrace.boundary.arrays import Arrays, arrays_in, bare
 from causaltrace.boundary.call import results
-from causaltrace.boundary.containers import PLAIN, listed
+from causaltrace.boundary.containers import PLAIN, listed, simple
 from causaltrace.boundary.hidden import hides, shown
 from causaltrace.boundary.ndarray import labelled
 from causaltrace.boundary.number import number
@@ -95,7 +95,7 @@ def _drawing(arrays: Arrays, name: str, original: Method) -> Method:
     def method(*args: Any, **kwargs: Any) -> Any:
         if not arrays.memory.entries or arrays.busy():
             return original(*args, **kwargs)
-        given = listed(arrays, [args, kwargs])
+        given = [args, kwargs] if simple(args, kwargs) else listed(arrays, [args, kwargs])
         if not hides(arrays, given):
             if not all(map(_simple, (*args, *kwargs.values()))):
                 return original(*args, **kwargs)
@@ -128,7 +128,7 @@ def _converting(arrays: Arrays) -> Callable[[Method, Any, Any, Any], Any]:
     """Types of numbers make numbers of numbers, and arrays of arrays."""
 
     def made(original: Method, cls: Any, args: Any, kwargs: Any) -> Any:
-        if not arrays.memory.entries or arrays.busy(3):
+        if simple(args, kwargs) or not arrays.memory.entries or arrays.busy(3):
             return original(cls, args, kwargs)
         args = listed(arrays, args)
         if not hides(arrays, args):

@@ -198,7 +198,25 @@ IN_C: dict[str, Callable[[Any], Any]] = {
     "array of objects": lambda x: total(np.array([x, None], dtype=object)[0]),
     "array of numbers as objects": lambda x: float(np.array([x[-1], None], dtype=object)[0]),
 }
-WAYS = CONTAINERS | SHAPES | CALLED | IN_C
+BY_CLASS: dict[str, Callable[[Any], Any]] = {
+    "tolist": lambda x: float(sum(np.ndarray.tolist(x))),
+    "item": lambda x: float(np.ndarray.item(x, 3)),
+    "tobytes": lambda x: float(np.ndarray.tobytes(x)[24]),
+    "copy": lambda x: total(np.ndarray.copy(x)),
+    "astype": lambda x: total(np.ndarray.astype(x, np.float64)),
+    "getitem": lambda x: float(np.ndarray.__getitem__(x, 3)),
+    "getitem of a list": lambda x: total(np.ndarray.__getitem__(x, [3, 0])),
+    "take": lambda x: total(np.ndarray.take(x, [3, 0])),
+    "view": lambda x: float(sum(np.ndarray.view(x, np.ndarray).tolist())),
+    "flatten": lambda x: total(np.ndarray.flatten(x)),
+    "argsort": lambda x: total(np.ndarray.argsort(x) * np.arange(4)),
+    "nonzero": lambda x: total(np.ndarray.nonzero(x == 3)[0] + 1.0),
+    "dot": lambda x: float(np.ndarray.dot(x, np.arange(4))),
+    "byteswap": lambda x: total(np.ndarray.byteswap(x).view(np.uint8)),
+    "reduce": lambda x: float(np.ndarray.__reduce__(x)[2][4][24]),  # type: ignore[index]
+    "deepcopy": lambda x: total(np.ndarray.__deepcopy__(x, {})),
+}
+WAYS = CONTAINERS | SHAPES | CALLED | IN_C | {f"ndarray.{name}": way for name, way in BY_CLASS.items()}
 
 
 @pytest.mark.parametrize("name", WAYS)
