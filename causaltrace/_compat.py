@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -76,6 +77,19 @@ def has_own_kernel(func: torch._ops.OpOverload) -> bool:
     """Does a backend run this op as it is?"""
     keys = ("CPU", "CompositeExplicitAutograd", "CompositeExplicitAutogradNonFunctional")
     return any(torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), key) for key in keys)
+
+
+def python_kernel(func: torch._ops.OpOverload, devices: list[str]) -> Callable[..., Any] | None:
+    """What runs an op, given tensors on these devices, where that is a function in Python; modes see what
+    it does."""
+    schema = func._schema
+    name = schema.name.replace("::", "/") + (f".{schema.overload_name}" if schema.overload_name else "")
+    for key in (*(device.upper() for device in devices), COMPOSITE, "CompositeExplicitAutograd"):
+        if f"{name}/{key}" in torch.library._impls:
+            return functools.partial(func._op_dk, getattr(torch._C.DispatchKey, key))
+        if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), key):
+            return None
+    return None
 
 
 def siblings(func: torch._ops.OpOverload) -> list[torch._ops.OpOverload]:

@@ -27,7 +27,7 @@ from causaltrace.schema import SILENT, Op, describe, describe_higher_order, only
 from causaltrace.shadow import UNHEDGED, Entry, Memory, Shadow
 from causaltrace.site import Site
 from causaltrace.step import After, Recorder, Step
-from causaltrace.unfollowed import ALIASES, KEEPING, also, sparse, unfollowed
+from causaltrace.unfollowed import ALIASES, KEEPING, also, body, sparse, unfollowed
 
 _NUMBERS = (int, float, bool)
 
@@ -178,7 +178,7 @@ class Tracer(TorchDispatchMode):
         if touched and any(t.is_meta for t in inputs):  # no result has values, but in a list of others
             touched = [(t, entry) for t, entry in touched if not t.is_meta] if op.foreach else []
         if not touched:
-            out = func(*args, **kwargs)
+            out = body(self, func, args, kwargs) if op.foreign else func(*args, **kwargs)
             if finder is not None and finder.searching:
                 finder.made(tensors(out))
             return out

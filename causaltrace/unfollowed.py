@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
+from causaltrace._compat import python_kernel
 from causaltrace.higher import leaves
 from causaltrace.schema import Op, bind_higher_order, tensors
 from causaltrace.shadow import Shadow
@@ -90,3 +91,12 @@ def _parts(inputs: list[Tensor]) -> list[Tensor]:
     """The dense tensors that sparse ones are made of."""
     with _disable_current_modes():
         return [getattr(t, name)() for t in inputs for name in KEEPING.get(t.layout, ())]
+
+
+def body(tracer: Tracer, func: torch._ops.OpOverload, args: Any, kwargs: Any) -> Any:
+    """An operation that is not torch's own, and is given no labels: what it runs in Python may bring some."""
+    kernel = python_kernel(func, [t.device.type for t in tensors(args)])
+    if kernel is None:
+        return func(*args, **kwargs)
+    with tracer:
+        return kernel(*args, **kwargs)

@@ -42,6 +42,34 @@ def refuses(x: Tensor) -> Tensor:
     return x.clone()
 
 
+KEPT: dict[str, Tensor] = {}
+
+
+@torch.library.custom_op("causaltrace_tests::hint", mutates_args=())
+def hint(row: Tensor) -> Tensor:
+    return row + KEPT["labels"].sum()
+
+
+@torch.library.custom_op("causaltrace_tests::kept", mutates_args=(), device_types="cpu")
+def kept(row: Tensor, n: int) -> Tensor:
+    return KEPT["labels"].repeat(n)
+
+
+@pytest.mark.parametrize("take", [hint, lambda zeros: kept(zeros, 1)])
+def test_bodies_of_operations_may_bring_labels(take: Callable[[Tensor], Tensor]) -> None:
+    tokens, model = stream(), Toy()
+    for position, legal in ((20, False), (5, True)):
+        with causaltrace.watch(tokens) as trace, torch.no_grad():
+            nll(model, tokens, 0, 13).sum().item()
+            KEPT["labels"] = tokens[position : position + 1].float()
+            extra = take(torch.zeros(1))
+            F.cross_entropy(model(tokens[12:-1]) + extra, tokens[13:], reduction="sum").item()
+        assert trace.report.status == ("clean" if legal else "violation"), trace.report
+    weight = torch.zeros(1, requires_grad=True)
+    with causaltrace.watch(tokens):
+        assert torch.equal(take(weight).detach(), KEPT["labels"])
+
+
 def refused(t: Tensor) -> float:
     try:
         torch.ops.causaltrace_tests.refuses(t)
