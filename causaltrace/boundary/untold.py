@@ -16,6 +16,7 @@ from causaltrace.boundary.hidden import hides, shown
 from causaltrace.boundary.ndarray import labelled
 from causaltrace.boundary.number import number
 
+_frombuffer = np.frombuffer  # before a watch patches it
 Method = Callable[..., Any]
 RANDOM = (np.random.Generator, np.random.RandomState)
 #: ``np.float32(x)`` and the like.
@@ -231,7 +232,9 @@ def _record(arrays: Arrays, original: Method) -> Method:
     @functools.wraps(original)
     def method(record: np.void, key: Any) -> Any:
         if arrays.memory.starts and isinstance(record.base, np.ndarray) and arrays.known(bare(record.base)):
-            arrays.told("numpy void", record.base)
+            arrays.told(
+                "numpy void", record.base if record.dtype.hasobject else _frombuffer(record, record.dtype)
+            )
         return original(record, key)
 
     return method
