@@ -38,6 +38,9 @@ def bookkeeping(frame: FrameType, name: str, address: bool) -> bool:
     """Is it torch's own code that asks for an ``address``, or causaltrace's that asks for values? It names
     what it calls; what somebody handed it to call (``tree_map(Tensor.tolist, x)``), it does not."""
     code = frame.f_code
+    while name not in code.co_names and code.co_filename.startswith(_OURS) and frame.f_back is not None:
+        frame = frame.f_back  # what takes the place of a function only hands on
+        code = frame.f_code
     if name not in code.co_names or code.co_filename == _LAUNCHING:
         return False
     return code.co_filename.startswith((_TORCH, _OURS) if address else _OURS)

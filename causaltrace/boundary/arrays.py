@@ -380,10 +380,11 @@ class Arrays:
     def lent(self, what: str, a: np.ndarray) -> None:
         """The memory of an array went to something that reads and writes there itself."""
         with _disable_current_modes():
+            shadow = self.memory.read(self.tensor(a))
             owner, start, nbytes = memory_of(a)
             if nbytes:
                 self.memory.open(owner, start, nbytes)
-            self.touch(what, self.memory.read(self.tensor(a)))
+            self.touch(what, shadow)
 
     def hold(self, a: np.ndarray, key: Any, shadow: Shadow) -> None:
         """Python gets an element that was read at a label: a score, unless it is written back."""

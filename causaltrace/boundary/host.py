@@ -29,6 +29,7 @@ from causaltrace._compat import (
     SHARING,
     TEXT,
     TensorBase,
+    is_fake,
     is_wrapped,
 )
 from causaltrace.boundary import numpy, slots
@@ -149,7 +150,7 @@ class Host:
         @functools.wraps(original)
         def wrapper(t: Tensor, *args: Any, **kwargs: Any) -> Any:
             address = name in POINTERS
-            if bookkeeping(sys._getframe(1), original.__name__, address):
+            if is_fake(t) or bookkeeping(sys._getframe(1), original.__name__, address):
                 return original(t, *args, **kwargs)
             tracer.seek(t)
             if name == "__reduce_ex__":

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import weakref
 from collections import OrderedDict
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -128,7 +129,8 @@ class Outside:
                 self._memory.copy(self._saved[contents], storage, self._loaded)
             elif storage.nbytes():
                 everything = torch.empty(0, dtype=torch.uint8, device=t.device).set_(storage)
-                self._tracer.host_data(everything, [])
+                if not self._memory.known(everything):  # else it was handed out, and what is there is known
+                    self._tracer.host_data(everything, [])
 
     def copied(self, t: Tensor, out: Tensor) -> None:
         """``out`` is a copy of ``t`` with all of its storage."""
@@ -165,4 +167,5 @@ def _contents(storage: torch.UntypedStorage) -> bytes | None:
     raw = torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage).cpu()
     if bool((raw == raw[0]).all()):
         return None
-    return hashlib.blake2b(as_numpy(raw).data, digest_size=16).digest()
+    contents: Any = as_numpy(raw)  # is a buffer, which not all of numpy's stubs say
+    return hashlib.blake2b(contents, digest_size=16).digest()
