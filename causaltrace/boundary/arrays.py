@@ -380,11 +380,10 @@ class Arrays:
     def lent(self, what: str, a: np.ndarray) -> None:
         """The memory of an array went to something that reads and writes there itself."""
         with _disable_current_modes():
-            shadow = self.memory.read(self.tensor(a))
             owner, start, nbytes = memory_of(a)
-            if nbytes:
+            if nbytes:  # first: what nobody has written there is for others to fill
                 self.memory.open(owner, start, nbytes)
-            self.touch(what, shadow)
+            self.touch(what, self.memory.read(self.tensor(a)))
 
     def hold(self, a: np.ndarray, key: Any, shadow: Shadow) -> None:
         """Python gets an element that was read at a label: a score, unless it is written back."""
