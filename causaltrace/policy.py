@@ -89,7 +89,8 @@ class Judge:
         """Readouts of which an operation picks some by their size: scores, if nothing else takes them all."""
         event = None if self.explicit else self.ledger.event(shadow, site)
         if event is not None:
-            fresh = self._positions(event)[~self.ledger.is_scored[self._positions(event)]].tolist()
+            at = self._positions(event)
+            fresh = at[~self.ledger.is_scored[at]].tolist()
             self.score(event)
             self._picked.update(dict.fromkeys(fresh, site))
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from operator import is_
 from typing import Any
 
 import numpy as np
@@ -34,17 +35,13 @@ def listed(arrays: Arrays, value: Any) -> Any:
         if PLAIN.issuperset(map(type, value)):
             return value
         inner = [listed(arrays, v) for v in value]
-        return value if all(map(_is, inner, value)) else kind(inner)
+        return value if all(map(is_, inner, value)) else kind(inner)
     if kind is dict:
         inner = [listed(arrays, v) for v in value.values()]
-        return value if all(map(_is, inner, value.values())) else dict(zip(value, inner, strict=True))
+        return value if all(map(is_, inner, value.values())) else dict(zip(value, inner, strict=True))
     if isinstance(value, _OWN) or not arrays.memory.entries:
         return value
     return _read(arrays, value)
-
-
-def _is(a: Any, b: Any) -> bool:
-    return a is b
 
 
 def _read(arrays: Arrays, value: Any) -> Any:

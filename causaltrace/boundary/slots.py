@@ -123,11 +123,12 @@ def become(x: object, kind: type) -> None:
 def buffered(kind: type, told: Callable[[Any], None]) -> None:
     """``told`` hears of it when the memory of an instance is asked for."""
     if sys.version_info >= (3, 12):
-        base: type = kind.__mro__[1]
+        base: Any = kind.__mro__[1]
 
         def buffer(self: Any, flags: int) -> memoryview:
             told(self)
-            return base.__buffer__(self, flags)  # type: ignore[attr-defined, no-any-return]
+            out: memoryview = base.__buffer__(self, flags)
+            return out
 
         kind.__buffer__ = buffer  # type: ignore[attr-defined]
         return
