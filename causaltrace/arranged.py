@@ -30,13 +30,14 @@ def by_masks(step: Step) -> None:
             step.shadows[id(mask)] = shadow._replace(order=order)
 
 
-def follow(step: Step, after: After, hedged: bool) -> None:
-    """An order through the op; where it cancels out, supports without it. ``hedged``: on both planes."""
+def follow(step: Step, after: After, hedged: bool) -> bool:
+    """An order through the op; where it cancels out, supports without it. Is it one of these? ``hedged``: on
+    both planes."""
     orders = {i: s.order for i, s in step.shadows.items() if s.order is not None}
     if not all(map(_bare, step.shadows.values())):
-        return  # labels and readouts move on planes of their own
+        return False  # labels and readouts move on planes of their own
     if hedged and (not orders or any(o.arrangement.chosen is None for o in orders.values())):
-        return  # of sorts only one plane is kept
+        return False  # of sorts only one plane is kept
     bound, originals = step.tracer.represented(step.bound, orders)
     orders |= {t: orders[original] for t, original in originals.items()}
     found, settled = _followed(step, "support", bound, orders)
@@ -49,6 +50,7 @@ def follow(step: Step, after: After, hedged: bool) -> None:
         if order is not None and hedge is not None and after.shadows[i][:2] != (None, None):
             order = order._replace(hedge=hedge.own if hedged else None)
             after.shadows[i] = after.shadows[i]._replace(order=order)
+    return settled is not None or all(s.order is not None for s in after.shadows)
 
 
 def _bare(shadow: Shadow) -> bool:

@@ -46,6 +46,11 @@ def bookkeeping(frame: FrameType, name: str, address: bool) -> bool:
     return code.co_filename.startswith((_TORCH, _OURS) if address else _OURS)
 
 
+def ours(frame: FrameType) -> bool:
+    """Is it causaltrace's own code?"""
+    return frame.f_code.co_filename.startswith(_OURS)
+
+
 def modules_running() -> list[torch.nn.Module]:
     """Modules whose forward is on the stack, outermost first."""
     return _look(modules=True)[1]

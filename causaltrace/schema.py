@@ -66,7 +66,7 @@ class Op:
     """One overload. ``written``: names of mutated arguments, ``outs``: those that are
     only written (``out=``); ``early``: its rule runs before it, while the old values can still be looked at;
     ``blank``: gives memory that nobody has written; ``fills``: a view that may bring in other memory, or
-    shows the same as another dtype; ``foreign``: not an operation of torch's own;
+    shows the same as another dtype; ``foreign``: not an operation of torch's own; ``sized``: takes sizes;
     ``foreach``: a rule for each list element; ``shares``: element-wise, with one result; ``joins``: whatever
     its operands hold; ``distributes``: what it makes may be distributions; ``derived``: how its rule follows
     from its schema or tags; ``calls``: how often it ran.
@@ -90,6 +90,7 @@ class Op:
     blank: bool = False
     fills: bool = False
     foreign: bool = False
+    sized: bool = False
     calls: int = 0
 
     def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -135,6 +136,7 @@ def describe(func: torch._ops.OpOverload) -> Op:
         blank=name in BLANK and not outs,
         fills=name in FILLING or packet == "view" and func._overloadname == "dtype",
         foreign=func.namespace not in ("aten", "prims"),
+        sized=name not in ("slice", "select") and any("SymInt" in str(a.real_type) for a in schema.arguments),
     )
 
 

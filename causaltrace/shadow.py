@@ -312,9 +312,11 @@ class Memory:
 
     def arrange(self, t: Tensor, order: Order) -> None:
         """The elements of ``t`` are found to be in this order, until they are written to."""
-        entry = self.entry(t)
-        if entry is not None and self._geometry(t) == entry.base:
+        entry, view = self.entry(t), self._geometry(t)
+        if entry is not None and view == entry.base:
             entry.set(entry.shadow._replace(order=order))
+        elif entry is not None and view in entry.views:
+            entry.views[view] = (entry.views[view] or Shadow())._replace(order=order)
 
     def _view(self, cells: Cells, base: Geometry, view: Geometry) -> Cells | None:
         if cells.uniform:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from causaltrace import arranged, distribution, mass, rules
 from causaltrace.combined import bare, is_score, matches, mixed, point
+from causaltrace.counts import Counts, Held
 from causaltrace.lattice.cells import Algebra, Cells
 from causaltrace.ledger import Ledger, Pending
 from causaltrace.readout import decided, is_loss, matched, onehot, selector, sums, targets, unchanged
@@ -68,6 +69,7 @@ class Context(Protocol):
     quiet: int
     backward: bool
     blind: bool
+    counts: Counts
 
     @property
     def silent(self) -> bool: ...
@@ -160,10 +162,17 @@ class Step:
             after = After([Shadow(s, p) for s, p in zip(support, possible, strict=True)])
         if special:
             self._readouts(after)
-        if ordered and not self.backward:
-            arranged.follow(self, after, hedged)
+        if ordered and not self.backward and arranged.follow(self, after, hedged):
+            if all(s.order is not None for s in after.shadows):
+                after.sized = []
+            else:
+                self.tracer.counts.cancelled()
         if self.op.escapes and not self.tracer.quiet:
             gone = self._escaping()
+            if after.sized is not None:
+                site = self.tracer.site("host")
+                after.sized += [(self.op.name, s, site) for s in gone]
+                return after
             after.escapes = [(self.op.name, s) for s in gone]
             after.leaving = [s for s in after.leaving if all(s is not g for g in gone)]  # scored as they left
         return after
@@ -461,7 +470,7 @@ def opaque(tracer: Context, op: str, cells: Cells) -> None:
 class After:
     """What one op leaves to be done once its results are written."""
 
-    __slots__ = ("candidates", "escapes", "leaving", "picked", "shadows")
+    __slots__ = ("candidates", "escapes", "leaving", "picked", "shadows", "sized")
 
     def __init__(self, shadows: list[Shadow] | None = None) -> None:
         self.shadows: list[Shadow] = shadows or []
@@ -469,6 +478,7 @@ class After:
         self.picked: list[Shadow] = []
         self.candidates: list[Pending] = []
         self.escapes: list[tuple[str, Shadow]] = []
+        self.sized: list[Held] | None = None  #: as many elements as masks chose; what that tells of
 
     def report(self, tracer: Context) -> None:
         if not (self.leaving or self.picked or self.candidates or self.escapes):

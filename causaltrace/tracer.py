@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import torch
@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from causaltrace._compat import current_node, decompose, is_fake, storage_of
+from causaltrace.counts import Counts, Held, storage
 from causaltrace.distribution import note
 from causaltrace.foreach import element, flat
 from causaltrace.graph.record import Record
 from causaltrace.graph.walk import keep_route
-from causaltrace.higher import FORMS, leaves
 from causaltrace.lattice.base import Lattice
 from causaltrace.lattice.cells import Algebra, Cells
 from causaltrace.lattice.horizon import Horizon
@@ -23,11 +23,11 @@ from causaltrace.ledger import Ledger
 from causaltrace.parts import Depth, Finder, Outside
 from causaltrace.places import in_gradient_transform
 from causaltrace.places import site as place
-from causaltrace.schema import SILENT, Op, describe, describe_higher_order, only_checks, tensors
+from causaltrace.schema import SILENT, Op, describe, only_checks, tensors
 from causaltrace.shadow import UNHEDGED, Entry, Memory, Shadow
 from causaltrace.site import Site
 from causaltrace.step import After, Recorder, Step
-from causaltrace.unfollowed import ALIASES, KEEPING, also, body, sparse, unfollowed
+from causaltrace.unfollowed import ALIASES, KEEPING, body, higher_order, sparse
 
 _NUMBERS = (int, float, bool)
 
@@ -57,6 +57,7 @@ class Tracer(TorchDispatchMode):
         self.memory = Memory(self.algebra)
         self.ledger = Ledger(self.algebra, self.memory, device, self.blind)
         self.recorder, self.strict = recorder, strict
+        self.counts = Counts(self._counted)
         self.updating = 0  #: depth of optimizer steps
         self.over = False  #: has the watch ended?
         self.held: Callable[[], None] | None = None  #: tells of the last value that Python got
@@ -142,9 +143,18 @@ class Tracer(TorchDispatchMode):
         op = self._ops.get(id(func))  # overloads live as long as torch does
         if op is None:
             if not isinstance(func, torch._ops.OpOverload):
-                return self._higher_order(func, args, kwargs)
+                return higher_order(self, func, args, kwargs)
             op = self._ops[id(func)] = describe(func)
         op.calls += 1
+        if self.counts:
+            return self.counts.through(
+                op, lambda: self._dispatched(op, func, types, args, kwargs), args, kwargs
+            )
+        return self._dispatched(op, func, types, args, kwargs)
+
+    def _dispatched(
+        self, op: Op, func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         if op.view and not op.composite:
             if op.fills:
                 return self._refilled(op, func, args, kwargs)
@@ -281,6 +291,9 @@ class Tracer(TorchDispatchMode):
         return stamped
 
     def _write(self, outs: list[Tensor], after: After) -> None:
+        if after.sized is not None:
+            sized, after.sized = after.sized, None
+            self.counts.hold(map(storage_of, outs), sized)
         for t, shadow in zip(outs, after.shadows, strict=False):
             if t.layout is not torch.strided:
                 self.vanished(f"{self._op_name} (a sparse result)", shadow)
@@ -421,6 +434,14 @@ class Tracer(TorchDispatchMode):
         """``t`` goes where no operation sees it: does it hold labels that nobody has named?"""
         if self.finder is not None:
             self.finder.left(t)
+        if self.counts:
+            self.counts.asked(storage(t))
+
+    def _counted(self, held: Iterable[Held]) -> None:
+        """Somebody knows how many elements masks chose."""
+        with self._lock, _disable_current_modes():
+            for what, shadow, site in held:
+                self.recorder.escaped(what, shadow, site)
 
     def release(self) -> None:
         """Tell of a value that Python got, once it is clear that it is not written back where it was."""
@@ -456,39 +477,3 @@ class Tracer(TorchDispatchMode):
             if mark is None and support is None:
                 return
             self.memory.write(t, Shadow(support, algebra.join(support, mark)))
-
-    # -- everything else ------------------------------------------------------------------------------
-
-    def _higher_order(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Operators that call functions (cond, flex_attention): the operations that they are made of."""
-        inputs = leaves((args, kwargs))
-        if any(is_fake(t) or t.is_meta for t in inputs):
-            return func(*args, **kwargs)
-        for t in inputs:
-            self.seek(t)
-        form = FORMS.get(func.name())
-        op = self._ops.get(func)
-        if op is None:
-            op = self._ops[func] = describe_higher_order(func, form is not None)
-        op.calls += 1
-        if form is None:
-            return unfollowed(self, op, func, args, kwargs, inputs)
-        conditions: list[Shadow] = []
-
-        def decided(condition: Any, only_results: bool) -> bool:
-            shadow = self.memory.read(condition) if isinstance(condition, Tensor) else None
-            if shadow is not None:
-                conditions.append(shadow)
-            if shadow is None or not only_results:
-                return bool(condition)  # seen as a value that leaves torch
-            with _disable_current_modes():
-                return bool(condition)
-
-        with self:
-            out = form(func, decided, *args, **kwargs)
-        if conditions:
-            self._op_name = func.name()
-            with _disable_current_modes():
-                for t in leaves(out):
-                    also(self, t, conditions)
-        return out

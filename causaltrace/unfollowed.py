@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from causaltrace._compat import python_kernel
-from causaltrace.higher import leaves
-from causaltrace.schema import Op, bind_higher_order, tensors
+from causaltrace._compat import is_fake, python_kernel
+from causaltrace.higher import FORMS, leaves
+from causaltrace.schema import Op, bind_higher_order, describe_higher_order, tensors
 from causaltrace.shadow import Shadow
 from causaltrace.step import opaque
 
@@ -43,6 +43,41 @@ def also(tracer: Tracer, t: Tensor, causes: list[Shadow]) -> None:
     hedged = possible is not support or shadow.possible is not None
     possible = algebra.join(shadow.possible or shadow.support, possible) if hedged else None
     tracer.memory.write(t, shadow._replace(support=algebra.join(shadow.support, support), possible=possible))
+
+
+def higher_order(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Operators that call functions (cond, flex_attention): the operations that they are made of."""
+    inputs = leaves((args, kwargs))
+    if any(is_fake(t) or t.is_meta for t in inputs):
+        return func(*args, **kwargs)
+    for t in inputs:
+        tracer.seek(t)
+    form = FORMS.get(func.name())
+    op = tracer._ops.get(func)
+    if op is None:
+        op = tracer._ops[func] = describe_higher_order(func, form is not None)
+    op.calls += 1
+    if form is None:
+        return unfollowed(tracer, op, func, args, kwargs, inputs)
+    conditions: list[Shadow] = []
+
+    def decided(condition: Any, only_results: bool) -> bool:
+        shadow = tracer.memory.read(condition) if isinstance(condition, Tensor) else None
+        if shadow is not None:
+            conditions.append(shadow)
+        if shadow is None or not only_results:
+            return bool(condition)  # seen as a value that leaves torch
+        with _disable_current_modes():
+            return bool(condition)
+
+    with tracer:
+        out = form(func, decided, *args, **kwargs)
+    if conditions:
+        tracer._op_name = func.name()
+        with _disable_current_modes():
+            for t in leaves(out):
+                also(tracer, t, conditions)
+    return out
 
 
 def unfollowed(tracer: Tracer, op: Op, func: Any, args: Any, kwargs: Any, inputs: list[Tensor]) -> Any:

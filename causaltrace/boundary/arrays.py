@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from causaltrace._compat import STRIDED, extent, storage_of
+from causaltrace.counts import Held, storage
 from causaltrace.parts import Depth
 from causaltrace.rules import TABLE, UNKNOWN, Rule
 from causaltrace.schema import Op, tensors
@@ -101,6 +102,11 @@ def owner_of(a: np.ndarray) -> Any:
     while isinstance(base := _base(a), np.ndarray):
         a = base
     return storage_of(base) if isinstance(base, Tensor) else a
+
+
+def _owner(x: Any) -> Any:
+    """What holds the memory of an array or a tensor; None: a number, which has none."""
+    return storage(x) if isinstance(x, Tensor) else owner_of(x) if isinstance(x, np.ndarray) else None
 
 
 def borrowed(a: np.ndarray) -> bool:
@@ -231,7 +237,17 @@ class Arrays:
         return all(
             type(x) in _NUMBERS or isinstance(x, np.ndarray) and x.dtype != object and not self.known(bare(x))
             for x in operands
-        )
+        ) and not (self.tracer.counts and self.sizes(operands))
+
+    def sizes(self, given: Any) -> tuple[Held, ...]:
+        """What the sizes of arrays and tensors in arguments tell of (see ``counts``)."""
+        return self.tracer.counts.met(map(_owner, arrays_in(given)))
+
+    def tells(self, given: Any, *made: Any) -> None:
+        """What has a size that nobody has asked for went where somebody may see it, if there is anything
+        but what was ``made`` of it, and has such a size, too."""
+        if self.tracer.counts and self.sizes(given) and not (made and all(map(self.sizes, made))):
+            self.tracer.counts.tell()
 
     def share(self, a: np.ndarray) -> None:
         """Follow the memory of this array."""
@@ -288,6 +304,30 @@ class Arrays:
     ) -> After | None:
         """The shadows of ``results`` of a call, as if it were operation ``name`` with arguments ``bound``;
         None where no label is involved. ``early``: it has not written them yet."""
+        counts = self.tracer.counts
+        given = self.sizes(list(bound.values())) if counts else ()
+
+        def run() -> After | None:
+            after = self._follow(full, name, bound, results, rule, escapes, early)
+            if after is not None and after.sized is not None:
+                sized, after.sized = after.sized, None
+                counts.hold(map(_owner, results), sized)
+            return after
+
+        if not given:
+            return run()
+        return counts.follow(given, run, lambda _: [(_owner(r), np.size(bare(r))) for r in results])
+
+    def _follow(
+        self,
+        full: str,
+        name: str,
+        bound: dict[str, Any],
+        results: Sequence[Any],
+        rule: Rule | None,
+        escapes: tuple[str, ...],
+        early: bool,
+    ) -> After | None:
         with _disable_current_modes():
             seen: dict[int, Tensor] = {}
             bound = {key: self._mirrored(value, seen) for key, value in bound.items()}
@@ -360,6 +400,7 @@ class Arrays:
 
     def told(self, what: str, given: Any) -> None:
         """The values of an array, or of all that there are in arguments, went to Python."""
+        self.tells(given)
         for a in arrays_in(given):
             self.touch(what, self.read(a))
 
@@ -379,6 +420,7 @@ class Arrays:
 
     def lent(self, what: str, a: np.ndarray) -> None:
         """The memory of an array went to something that reads and writes there itself."""
+        self.tracer.counts.asked(_owner(a))
         with _disable_current_modes():
             owner, start, nbytes = memory_of(a)
             if nbytes:  # first: what nobody has written there is for others to fill

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from causaltrace import rules
 from causaltrace._compat import modes, unseen_by_modes
+from causaltrace.counts import storage
 from causaltrace.schema import Op
 from causaltrace.shadow import Shadow
 from causaltrace.tracer import Tracer
@@ -35,6 +36,8 @@ class Elements:
     def reading(self, original: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
         @functools.wraps(original)
         def wrapper(t: Tensor) -> Any:
+            if self.tracer.counts:
+                self.tracer.counts.asked(storage(t))
             if unseen_by_modes() and any(mode is self.tracer for mode in modes()):
                 self._read.setdefault(threading.get_ident(), []).append(t)
             return original(t)

@@ -22,6 +22,13 @@ def name_of(func: Any) -> str:
 
 def called(arrays: Arrays, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """``func(*args, **kwargs)``, bare or labelled."""
+    out = _called(arrays, func, args, kwargs)
+    if out is not None:  # what it wrote to is followed
+        arrays.tells([args, kwargs], *results(out))
+    return out
+
+
+def _called(arrays: Arrays, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     name = name_of(func)
     if name in SEVERAL and args and isinstance(args[0], np.ndarray) and args[0].dtype == object:
         args = (args[0].tolist(), *args[1:])  # arrays among its elements are those that are meant

@@ -32,7 +32,7 @@ from causaltrace._compat import (
     is_fake,
     is_wrapped,
 )
-from causaltrace.boundary import numpy, slots
+from causaltrace.boundary import numpy, sizes, slots
 from causaltrace.boundary.arrays import arrays_in, bare
 from causaltrace.boundary.bodies import unseen
 from causaltrace.boundary.elements import READING, Elements
@@ -117,6 +117,7 @@ class Host:
         for name in (*SILENT, *CHECKING):
             self._takes_apart(name)
         numpy.enter(self.tracer, plain, self._replace, self._names, self._undo)
+        self.tracer.counts.begin = sizes.telling(self.tracer.counts, self._undo)
         hooks = (
             register_optimizer_step_pre_hook(self.tracer.step_begins),
             register_optimizer_step_post_hook(self.tracer.step_ends),
@@ -250,6 +251,7 @@ class Host:
 
         @functools.wraps(original)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
+            numpy.current().tells([args, kwargs])
             out = original(*bare(args), **bare(kwargs))
             data = args[place] if place < len(args) else kwargs.get("data", kwargs.get("obj"))
             if not isinstance(data, Tensor):

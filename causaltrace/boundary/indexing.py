@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from causaltrace.boundary.arrays import Arrays, arrays_in, as_array, bare
+from causaltrace.boundary.arrays import Arrays, arrays_in, as_array, bare, owner_of
 from causaltrace.boundary.containers import listed
 
 Numbered = Callable[[Arrays, Any, Any], Any]
@@ -20,8 +20,9 @@ def read(arrays: Arrays, a: np.ndarray, key: Any, number: Numbered) -> Any:
     key = listed(arrays, key)
     try:
         return _read(arrays, a, key, number)
-    except Exception:  # whoever catches it knows something about the key
+    except Exception:  # whoever catches it knows something about the key, and the size
         arrays.told(REFUSED, key)
+        arrays.tracer.counts.asked(owner_of(a))
         raise
 
 

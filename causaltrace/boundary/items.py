@@ -28,6 +28,13 @@ def indexed(arrays: Arrays, original: Any) -> Callable[..., Any]:
 
     @functools.wraps(original)
     def wrapper(t: Tensor, key: Any, *values: Any) -> Any:
+        try:
+            return item(t, key, *values)
+        except Exception:  # whoever catches it knows something about sizes
+            arrays.tells([t, key, *values])
+            raise
+
+    def item(t: Tensor, key: Any, *values: Any) -> Any:
         if not values and PLAIN.issuperset(map(type, key if type(key) is tuple else (key,))):
             return original(t, key)
         if arrays.memory.starts and any(not isinstance(a, Tensor) for a in labels_in([key, *values])):

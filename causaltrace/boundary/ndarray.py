@@ -3,15 +3,17 @@ is followed."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from causaltrace.boundary import functions, indexing, slots, ufuncs
-from causaltrace.boundary.arrays import Arrays, bare
+from causaltrace.boundary.arrays import Arrays, bare, owner_of
 from causaltrace.boundary.containers import listed
 from causaltrace.boundary.number import number, told
+from causaltrace.places import ours
 
 #: Those of the watch that is open; without one, a LabelArray is an array like any other.
 _open: list[Arrays] = []
@@ -76,6 +78,8 @@ class LabelArray(np.ndarray):
             self.bare[bare(key)] = bare(value)
 
     def __iter__(self) -> Iterator[Any]:
+        if _open:
+            _open[-1].tracer.counts.asked(owner_of(self))
         return (told(self[i]) for i in range(len(self)))
 
     def __contains__(self, value: object) -> bool:
@@ -260,6 +264,33 @@ def _part(name: str) -> Any:
     return property(get, put)
 
 
+def _asked(name: str) -> Any:
+    """A size: how many elements a mask chose, perhaps."""
+    original = getattr(np.ndarray, name)
+
+    def ask(self: LabelArray) -> None:
+        if _open and (counts := _open[-1].tracer.counts) and not ours(sys._getframe(2)):
+            counts.asked(owner_of(self))
+
+    if callable(original):
+
+        def method(self: LabelArray) -> Any:
+            ask(self)
+            return original(self)
+
+        return method
+
+    def get(self: LabelArray) -> Any:
+        ask(self)
+        return original.__get__(self)
+
+    def put(self: LabelArray, value: Any) -> None:
+        ask(self)
+        original.__set__(self, value)
+
+    return property(get, put)
+
+
 #: What hands out values: numbers, text, bytes.
 _VALUES = (
     "__bool__ __int__ __float__ __complex__ __index__ __str__ __repr__ __format__ __reduce__ __reduce_ex__ "
@@ -279,6 +310,8 @@ _FREE = (
 VALUES = frozenset(_VALUES.split())
 FREE = frozenset(_FREE.split()) | (frozenset(dir(object)) - VALUES)
 
+for _name in ("shape", "size", "ndim", "nbytes", "strides", "flags", "__len__", "__sizeof__"):
+    setattr(LabelArray, _name, _asked(_name))
 for _name in ("real", "imag"):
     setattr(LabelArray, _name, _part(_name))
 for _name in SAME:

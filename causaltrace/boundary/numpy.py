@@ -167,6 +167,11 @@ def _making(arrays: Arrays, name: str, original: Any) -> Callable[..., Any]:
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         if arrays.busy():
             return original(*args, **kwargs)
+        out = made(*args, **kwargs)
+        arrays.tells([args, kwargs], out)
+        return out
+
+    def made(*args: Any, **kwargs: Any) -> Any:
         args, kwargs = listed(arrays, args), listed(arrays, kwargs)
         given = args[0] if args else next((kwargs[key] for key in DATA if key in kwargs), None)
         hiding = isinstance(given, (list, tuple)) and hidden.hides(arrays, given)
@@ -218,6 +223,7 @@ def _fresh(arrays: Arrays, original: Any) -> Callable[..., Any]:
         if arrays.busy():
             return original(*args, **kwargs)
         args, kwargs = listed(arrays, told(args)), listed(arrays, {k: told(v) for k, v in kwargs.items()})
+        arrays.tells([args, kwargs])
         sizes = [a for i, a in enumerate(args) if i not in values]
         arrays.told(full, sizes + [a for key, a in kwargs.items() if key not in NO_SIZES])
         out = arrays.plainly(original, args, kwargs)

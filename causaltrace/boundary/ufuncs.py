@@ -39,13 +39,6 @@ def _each(op: OpCall) -> Result:
     return pointwise.join(op)
 
 
-def _folded(op: OpCall) -> Result:
-    """Over the reduced dims, from a first value."""
-    one = reduce.over(op)
-    assert not isinstance(one, list)
-    return op.lattice.join(one, op.lattice.everything(op.cells("initial")))
-
-
 def _stirred(op: OpCall) -> Result:
     """self, changed at the indices with what is there: it may hold itself, the values and the indices."""
     lattice, x = op.lattice, op.tensor("self")
@@ -109,7 +102,7 @@ def _each_and_all(op: OpCall) -> Result:
     return lattice.join(op.cells("self"), *[lattice.everything(op.of(t)) for t in op.args["table"]])
 
 
-JOIN, FOLD = Rule(POINT, _each), Rule(LEAVE, _folded)
+JOIN, FOLD = Rule(POINT, _each), Rule(LEAVE, reduce.folded)
 STIR, ADD_AT = Rule(LEAVE, _stirred), Rule(LEAVE, index_put)
 PRODUCT, WHOLE = Rule(LEAVE, _product), Rule(LEAVE, reduce.whole)
 RUNNING, BETWEEN = Rule(LEAVE, reduce.running), Rule(LEAVE, _between)

@@ -64,6 +64,7 @@ def enter(arrays: Arrays) -> list[Callable[[], None]]:
     flat = {name: _reading(arrays, "flat", vars(np.flatiter)[name]) for name in FLAT}
     flat["__setitem__"] = _writing(arrays, vars(np.flatiter)["__setitem__"])
     undo += [slots.constructing(kind, _converting(arrays)) for kind in (*SCALARS, *RAW)]
+    undo.append(slots.constructing(np.broadcast, _broadcasting(arrays)))
     items = vars(np.void)
     record = {
         "__getitem__": _record(arrays, items["__getitem__"]),
@@ -150,6 +151,16 @@ def _converting(arrays: Arrays) -> Callable[[Method, Any, Any, Any], Any]:
             return out
         shadow = getattr(given, "shadow", None)
         return number(arrays, out, arrays.read(given) if shadow is None else shadow)
+
+    return made
+
+
+def _broadcasting(arrays: Arrays) -> Callable[[Method, Any, Any, Any], Any]:
+    """What numpy broadcasts has the size of what it was given."""
+
+    def made(original: Method, cls: Any, args: Any, kwargs: Any) -> Any:
+        arrays.tells(args)
+        return original(cls, args, kwargs)
 
     return made
 

@@ -37,9 +37,9 @@ SLOTS = (ITEMS, PERMUTATION, KEYS, PLACES, COLUMN)
 #: Operations that put items into slots.
 MAKERS = ("sort", "nonzero")
 #: Those that take a mask for the places where it is true.
-MASKED = ("nonzero", "index", "index_put")
+MASKED = ("nonzero", "index", "index_put", "masked_select", "masked_scatter")
 #: Rules that take slots from what has none itself.
-CHOOSING = ((matmul.grouped_mm, ENDS), (index.index, MASK))
+CHOOSING = ((matmul.grouped_mm, ENDS), (index.index, MASK), (index.masked_select, MASK))
 
 
 class Followed(NamedTuple):
@@ -58,6 +58,10 @@ def masks(name: str, args: Mapping[str, Any]) -> list[Tensor]:
         return []
     if name == "nonzero":
         return [args["self"]] if args["self"].ndim else []
+    if name in ("masked_select", "masked_scatter"):
+        return (
+            [args["mask"]] if args["mask"].shape == args["self"].shape != () and known(args["mask"]) else []
+        )
     return [t for t in args["indices"] if t is not None and t.dtype == torch.bool and t.ndim and known(t)]
 
 
@@ -216,6 +220,13 @@ def _puts_back(op: OpCall, orders: Orders) -> tuple[Order, int] | None:
         return (known, dim) if known.arrangement is order.arrangement else None
     if id(x) in orders or not isinstance(x, Tensor) or not x.ndim:
         return None
+    if op.name == "masked_scatter":
+        target, values = orders.get(id(op.args["mask"])), op.tensor("source")
+        source = _slots(orders, values, 0)
+        if target is None or not values.numel():  # nothing is written: the mask says so, place by place
+            return target and (target, 0)
+        alike = source is not None and target.arrangement is source.arrangement
+        return (target, 0) if alike and values.ndim == 1 else None
     if op.name == "index_put":
         given = [(d, t) for d, t in enumerate(op.args["indices"]) if t is not None]
         if len(given) != 1:
@@ -389,6 +400,11 @@ def _read(op: OpCall, orders: Orders) -> int | None:
     return first.dim + (used[0][0] if together else 0)
 
 
+def _selected(op: OpCall, orders: Orders) -> int | None:
+    """What a mask chooses of the elements of another tensor."""
+    return 0 if len(orders) == 1 and id(op.args["mask"]) in orders else None
+
+
 def _column(op: OpCall, keys: Cells | None) -> Cells | None:
     """The keys of slots along dim 0 of a matrix."""
     return None if keys is None else op.lattice.unsqueeze(keys, 1)
@@ -399,6 +415,9 @@ ALIKE: dict[Callable[[OpCall], Result], Callable[[OpCall, Orders], int | None]] 
     move.pad: _padded,
     reduce.over: _reduced,
     reduce.several: _reduced,
+    reduce.folded: _reduced,
+    reduce.where: _reduced,
+    reduce.chosen: _reduced,
     reduce.one_dim: _along,
     reduce.running: _along,
     norm.layer_norm: _normalised,
@@ -410,5 +429,6 @@ ALIKE: dict[Callable[[OpCall], Result], Callable[[OpCall, Orders], int | None]] 
     matmul.grouped_mm: _grouped,
     index.index: _read,
     index.index_select: _read,
+    index.masked_select: _selected,
     index.embedding: _read,
 }

@@ -26,6 +26,13 @@ def over(op: OpCall) -> Result:
     return op.lattice.reduce(op.cells("self"), dims, keepdim=_kept(op))
 
 
+def folded(op: OpCall) -> Result:
+    """As ``over``, from a first value."""
+    one = over(op)
+    assert not isinstance(one, list)
+    return op.lattice.join(one, op.lattice.everything(op.cells("initial")))
+
+
 def where(op: OpCall) -> Result:
     """As ``over``, for the place of an element (argmax): nothing where there is one place only."""
     x = op.tensor("self")
