@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
 from causaltrace import rules
-from causaltrace.lattice.cells import Cells
+from causaltrace.lattice.cells import Algebra
 from causaltrace.order import Order
 from causaltrace.rules.call import OpCall
 from causaltrace.rules.ordered import Followed, masks, of_mask, through
@@ -23,7 +21,7 @@ def by_masks(step: Step) -> None:
         return
     for mask in masks(step.op.name, step.bound):
         shadow = step.shadows.get(id(mask))
-        if shadow is not None and shadow.order is None and _bare(shadow):
+        if shadow is not None and shadow.plain:
             chosen = {"support": shadow.support, "possible": shadow.possible or shadow.support}
             order = of_mask(mask, chosen)
             step.tracer.memory.arrange(mask, order)
@@ -34,8 +32,8 @@ def follow(step: Step, after: After, hedged: bool) -> bool:
     """An order through the op; where it cancels out, supports without it. Is it one of these? ``hedged``: on
     both planes."""
     orders = {i: s.order for i, s in step.shadows.items() if s.order is not None}
-    if not all(map(_bare, step.shadows.values())):
-        return False  # labels and readouts move on planes of their own
+    if step.index is not None or not all(map(_plain, step.shadows.values())):
+        return False  # readouts move on planes of their own
     if hedged and (not orders or any(o.arrangement.chosen is None for o in orders.values())):
         return False  # of sorts only one plane is kept
     bound, originals = step.tracer.represented(step.bound, orders)
@@ -53,17 +51,22 @@ def follow(step: Step, after: After, hedged: bool) -> bool:
     return settled is not None or all(s.order is not None for s in after.shadows)
 
 
-def _bare(shadow: Shadow) -> bool:
-    """Is there nothing but supports, and an order?"""
-    return shadow._replace(order=None)[2:] == UNHEDGED[1:]
+def empty(order: Order, ndim: int, algebra: Algebra) -> Shadow:
+    """Of a tensor of ``ndim`` dims that has no elements, in an order that a mask made."""
+    chosen = order.arrangement.chosen or {}
+    support, possible = (algebra.everything(chosen.get(plane), ndim) for plane in ("support", "possible"))
+    return Shadow(support, possible, order=order._replace(own=None, hedge=None))
+
+
+def _plain(shadow: Shadow) -> bool:
+    """Is there nothing but supports and labels, and an order?"""
+    return shadow._replace(order=None, label=None)[2:] == UNHEDGED[1:]
 
 
 def _followed(step: Step, plane: str, bound: dict[str, Any], orders: dict[int, Order]) -> Followed:
-    bare, tracer = step.bare(plane), step.tracer
-
-    def own(t: Tensor) -> Cells | None:
-        order = orders.get(id(t))
-        return bare(t) if order is None else order.given(plane)
-
-    call = OpCall(step.op.name, bound, own, tracer.algebra, plane, out=step.out, blind=tracer.blind)
+    tracer, given = step.tracer, dict(step.shadows)
+    for t, order in orders.items():
+        given[t] = given.get(t, Shadow())._replace(support=order.own, possible=order.hedge)
+    cells = step.cells(plane, given)
+    call = OpCall(step.op.name, bound, cells, tracer.algebra, plane, out=step.out, blind=tracer.blind)
     return through(call, step.op.rule.fn, step.kind == rules.POINT, orders)

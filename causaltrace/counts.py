@@ -31,6 +31,7 @@ class Counts:
     def __init__(self, told: Callable[[Iterable[Held]], None]) -> None:
         self._told = told
         self._owners: dict[int, tuple[weakref.ref[Any], tuple[Held, ...]]] = {}
+        self._none: dict[int, Shadow] = {}  #: of what has no elements, and so none in memory
         self._now = threading.local()  #: of the operation that runs
         #: Makes all who ask for sizes tell; None: nothing can.
         self.begin: Callable[[], None] | None = None
@@ -60,13 +61,23 @@ class Counts:
         def gone(ref: weakref.ref[Any]) -> None:
             if key in self._owners and self._owners[key][0] is ref:
                 del self._owners[key]
+                self._none.pop(key, None)
 
         return gone
+
+    def none(self, owner: object, shadow: Shadow) -> None:
+        """What lies there has no elements, and an order."""
+        if id(owner) in self._owners:
+            self._none[id(owner)] = shadow
+
+    def shadow(self, owner: object) -> Shadow | None:
+        return self._none.get(id(owner))
 
     def tell(self) -> None:
         """Somebody may know all of them."""
         held = {id(h[1]): h for _, all_of_it in list(self._owners.values()) for h in all_of_it}
         self._owners.clear()
+        self._none.clear()
         self._told(held.values())
 
     def asked(self, owner: object) -> None:

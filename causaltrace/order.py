@@ -89,8 +89,8 @@ def _slots(along: int, base: Geometry, view: Geometry) -> int | None:
     if view.itemsize != base.itemsize or not nested(base):
         return None
     size, stride = base.sizes[along], base.strides[along]
-    found = [d for d, n in enumerate(view.sizes) if n == size and (view.strides[d] == stride or n == 1)]
-    if size == 1:  # a single slot, which may be on any dim
+    found = [d for d, n in enumerate(view.sizes) if n == size and (view.strides[d] == stride or n < 2)]
+    if size < 2:  # a single slot, or none, which may be on any dim
         return found[0] if found else 0 if view.sizes else None
     if len(found) != 1:
         return None

@@ -398,6 +398,10 @@ class Memory:
             merged = None if merged is None or merged.support is None else merged._replace(possible=None)
         self._insert(key, storage, base, merged)
 
+    def nothing(self, t: Tensor, shadow: Shadow) -> None:
+        """``t`` has no elements, but an order."""
+        self._insert(id(storage_of(t)), storage_of(t), geometry(t), shadow)
+
     def _finer(self, entry: Entry, view: Geometry, shadow: Shadow | None) -> tuple[Geometry, Shadow | None]:
         """Elements of another size are written: all is known byte by byte from now on, but for scores."""
         if entry.shadow.target or shadow and shadow.target:

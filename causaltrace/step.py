@@ -232,12 +232,12 @@ class Step:
         moved = [s for t in self.moved if (s := self.shadows.get(t)) is not None]
         return sum(not s.plain for s in moved) <= 1
 
-    def cells(self, plane: str) -> Callable[[Tensor], Cells | None]:
-        """Support of an input on a plane. Where an op moves elements, labels and readouts move with them
-        on planes of their own; everywhere else they are causes like any other."""
+    def cells(self, plane: str, given: dict[int, Shadow] | None = None) -> Callable[[Tensor], Cells | None]:
+        """Support of an input on a plane, with the shadows ``given``. Where an op moves elements, labels and
+        readouts move with them on planes of their own; everywhere else they are causes like any other."""
         moves = self.kind in (rules.MOVE, rules.READ)
         label = None if self.index is None or self.reduced else id(self.index)
-        shadows, depends, moved = self.shadows, self.tracer.ledger.depends, self.moved
+        shadows, depends, moved = given or self.shadows, self.tracer.ledger.depends, self.moved
         gate = self.gate
 
         def cells(t: Tensor) -> Cells | None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from causaltrace._compat import current_node, decompose, is_fake, storage_of
+from causaltrace.arranged import empty
 from causaltrace.counts import Counts, Held, storage
 from causaltrace.distribution import note
 from causaltrace.foreach import element, flat
@@ -298,6 +299,8 @@ class Tracer(TorchDispatchMode):
             if t.layout is not torch.strided:
                 self.vanished(f"{self._op_name} (a sparse result)", shadow)
                 continue
+            if shadow.order is not None and not t.numel():
+                self.memory.nothing(t, empty(shadow.order, t.ndim, self.algebra))
             self.memory.write(t, shadow if shadow else None)
         if self.finder is not None and self.finder.searching:
             self.finder.made(outs)

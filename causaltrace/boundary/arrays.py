@@ -16,7 +16,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from causaltrace._compat import STRIDED, extent, storage_of
+from causaltrace.arranged import empty
 from causaltrace.counts import Held, storage
+from causaltrace.order import ITEMS
 from causaltrace.parts import Depth
 from causaltrace.rules import TABLE, UNKNOWN, Rule
 from causaltrace.schema import Op, tensors
@@ -312,6 +314,10 @@ class Arrays:
             if after is not None and after.sized is not None:
                 sized, after.sized = after.sized, None
                 counts.hold(map(_owner, results), sized)
+                for result, shadow in zip(results, after.shadows, strict=False):
+                    if not np.size(bare(result)) and shadow.order is not None:
+                        none = empty(shadow.order, np.ndim(bare(result)), self.tracer.algebra)
+                        counts.none(_owner(result), none)
             return after
 
         if not given:
@@ -330,14 +336,27 @@ class Arrays:
     ) -> After | None:
         with _disable_current_modes():
             seen: dict[int, Tensor] = {}
+            given = list(arrays_in(list(bound.values())))
             bound = {key: self._mirrored(value, seen) for key, value in bound.items()}
             inputs = tensors(tuple(bound.values()))
             shadows = {id(t): s for t in inputs if (s := self.memory.read(t)) is not None}
+            if self.tracer.counts:
+                shadows |= {id(seen[id(a)]): s for a in given if (s := self._empty(a)) is not None}
             if not shadows:
                 return None
             op = self.op(full, name, rule, escapes)
             outs = [self._made(r) for r in results]
             return self.tracer.called(op, bound, outs, shadows, early)
+
+    def _empty(self, a: Any) -> Shadow | None:
+        """Of an array without elements that has an order, its slots are on the dim that has none."""
+        shadow = self.tracer.counts.shadow(_owner(a))
+        if shadow is None or shadow.order is None or list(a.shape).count(0) != 1:
+            return None
+        order, ndim = shadow.order, np.ndim(bare(a))
+        out = empty(order, ndim, self.tracer.algebra)
+        moved = shadow.support is not None and len(shadow.support.dims) != ndim
+        return out._replace(order=order._replace(dim=a.shape.index(0), role=ITEMS if moved else order.role))
 
     def _mirrored(self, value: Any, seen: dict[int, Tensor]) -> Any:
         if isinstance(value, np.ndarray) or hasattr(value, "shadow"):

@@ -114,6 +114,9 @@ class LabelArray(np.ndarray):
     def compress(self, condition: Any, axis: Any = None, out: Any = None) -> Any:
         return np.compress(condition, self, axis, out)
 
+    def clip(self, min: Any = None, max: Any = None, out: Any = None, **kwargs: Any) -> Any:
+        return np.clip(self, min, max, out, **kwargs)
+
     def __copy__(self) -> Any:
         return np.copy(self)
 
@@ -200,7 +203,6 @@ SAME = [
     "argpartition",
     "argsort",
     "choose",
-    "clip",
     "cumprod",
     "cumsum",
     "diagonal",
