@@ -19,6 +19,7 @@ def by_masks(step: Step) -> None:
     """A mask has an order of what it chooses, the same for as long as nobody writes to it."""
     if step.backward:
         return
+    _rows(step)
     for mask in masks(step.op.name, step.bound):
         shadow = step.shadows.get(id(mask))
         if shadow is not None and shadow.plain:
@@ -28,12 +29,27 @@ def by_masks(step: Step) -> None:
             step.shadows[id(mask)] = shadow._replace(order=order)
 
 
+def _rows(step: Step) -> None:
+    """Readouts that a mask chose and that meet rows are data: ``counts[hit] / totals[y][hit][:, None]``."""
+    if step.kind != rules.POINT or len(step.outs) != 1:
+        return
+    ledger = step.tracer.ledger
+    for t in step.inputs:
+        shadow = step.shadows.get(id(t))
+        if shadow is None or shadow.order is None or shadow.target is None or t.shape == step.outs[0].shape:
+            continue
+        order = shadow.order
+        given = ledger.value(shadow._replace(support=order.own, possible=order.hedge, order=None))
+        order = order._replace(own=given.support, hedge=given.possible if order.hedge else None)
+        step.shadows[id(t)] = ledger.value(shadow._replace(order=None))._replace(order=order)
+
+
 def follow(step: Step, after: After, hedged: bool) -> bool:
     """An order through the op; where it cancels out, supports without it. Is it one of these? ``hedged``: on
     both planes."""
     orders = {i: s.order for i, s in step.shadows.items() if s.order is not None}
-    if step.index is not None or not all(map(_plain, step.shadows.values())):
-        return False  # readouts move on planes of their own
+    if not all(map(_plain, step.shadows.values())):
+        return False  # what becomes of readouts is decided element by element
     if hedged and (not orders or any(o.arrangement.chosen is None for o in orders.values())):
         return False  # of sorts only one plane is kept
     bound, originals = step.tracer.represented(step.bound, orders)
@@ -59,8 +75,8 @@ def empty(order: Order, ndim: int, algebra: Algebra) -> Shadow:
 
 
 def _plain(shadow: Shadow) -> bool:
-    """Is there nothing but supports and labels, and an order?"""
-    return shadow._replace(order=None, label=None)[2:] == UNHEDGED[1:]
+    """Is there nothing but supports, an order, and what moves with elements?"""
+    return shadow._replace(order=None, label=None, target=None, mass=None, post=None)[2:] == UNHEDGED[1:]
 
 
 def _followed(step: Step, plane: str, bound: dict[str, Any], orders: dict[int, Order]) -> Followed:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from causaltrace import mass
@@ -36,20 +35,20 @@ def matches(step: Step, shadow: Shadow | None, target: Cells | None) -> bool:
 def point(step: Step, carriers: list[tuple[Tensor, Shadow]]) -> Shadow | None:
     """An element-wise op on readouts gives readouts, as long as each element scores one position.
 
-    What else joins in does so after the readout: it changes the score, not the distribution."""
+    What else joins in does so after the readout: it changes the score, not the distribution. A readout that
+    meets many elements (``counts / totals[y][:, None]``) is one in each of them."""
     if len(step.outs) != 1 or not step.outs[0].dtype.is_floating_point:
         return None
     carriers, hints = _latest(step, carriers)
     out, algebra, ledger = step.outs[0], step.tracer.algebra, step.tracer.ledger
     target = carriers[0][1].target
-    for t, shadow in carriers:
+    spread = any(t.shape != out.shape for t, _ in carriers)
+    for _, shadow in carriers:
         other = shadow.target
         assert other is not None and target is not None
-        if t.shape != out.shape:
-            return None
         if other is not target:
             a, b = ledger.positions(target).data, ledger.positions(other).data
-            if a.shape != b.shape or not torch.equal(a, b):
+            if not bool(((a == b) | (a < 0) | (b < 0)).all()):
                 return None
             target = algebra.join(target, other)
     mine = {id(t) for t, _ in carriers}
@@ -64,7 +63,10 @@ def point(step: Step, carriers: list[tuple[Tensor, Shadow]]) -> Shadow | None:
     post = algebra.join(*[s.post for _, s in carriers], *[ledger.depends(s) for s in shadows])
     if step.op.name in CHOOSING and len(carriers) > 1 and target is not None:
         post = algebra.join(post, ledger.read(ledger.positions(target)))
-    masses = None if any(matching) else _through(step, carriers)
+    masses = None if any(matching) or spread else _through(step, carriers)
+    if spread:  # a part of a charge is charged to the same account; of anything else nothing is known
+        charges = all(is_score(s) for _, s in carriers)
+        masses = carriers[0][1].mass if charges else mass.pack(mass.unknown(out.device), out.ndim)
     support = algebra.join(*[s.support for _, s in carriers])
     possible = None
     if any(s.possible is not None for s in step.shadows.values()):
@@ -80,6 +82,15 @@ def point(step: Step, carriers: list[tuple[Tensor, Shadow]]) -> Shadow | None:
         elif weight == 0:
             target = support = possible = None
     return Shadow(support, possible, target=target, post=post, mass=masses)
+
+
+def spreads(step: Step, carriers: list[tuple[Tensor, Shadow]]) -> bool:
+    """Does each readout go to several elements? So data do, like totals that counts are divided by, and no
+    sums of scores."""
+    size = max((t.numel() for t in step.outs), default=0)
+    if size < 2 or step.tracer.blind:
+        return False
+    return all(size > len(s.target.data.unique()) for _, s in carriers if s.target is not None)
 
 
 def _latest(
@@ -129,7 +140,7 @@ def mixed(step: Step, carriers: list[tuple[Tensor, Shadow]]) -> Shadow | None:
         return None
     dim, algebra, ledger = dims[0] % max(1, x.ndim), step.tracer.algebra, step.tracer.ledger
     where = ledger.positions(shadow.target).data[..., 0]
-    if where.ndim != x.ndim or where.shape[dim] < 2 or bool((where != where.narrow(dim, 0, 1)).any()):
+    if where.ndim != x.ndim or x.shape[dim] < 2 or bool((where != where.narrow(dim, 0, 1)).any()):
         return None
     keepdim = bool(step.bound.get("keepdim"))
     support, possible, target, post = (

@@ -11,11 +11,11 @@ from torch import Tensor
 from causaltrace.distribution import read as read_mass
 from causaltrace.lattice.cells import Cells
 from causaltrace.ledger import Ledger
-from causaltrace.mass import pack
+from causaltrace.mass import pack, proved
 from causaltrace.rules.call import known
 from causaltrace.rules.loss import charged_at
 from causaltrace.schema import Op
-from causaltrace.shadow import Shadow
+from causaltrace.shadow import Memory, Shadow
 
 #: Element-wise integer ops that leave values in range alone.
 GUARDS = ("remainder", "clamp", "clamp_min", "clamp_max", "fmod", "maximum", "minimum")
@@ -39,13 +39,15 @@ def sums(op: Op, bound: dict[str, Any]) -> bool:
     return op.name == FUSED or op.name.startswith("nll_loss") and bound.get("reduction", 1) != 0
 
 
-def selector(op: Op, bound: dict[str, Any], read: Read) -> Tensor | None:
+def selector(op: Op, bound: dict[str, Any], memory: Memory, ledger: Ledger) -> Tensor | None:
     """The tensor of verbatim labels that this op picks classes with, if it is a readout.
 
-    Losses always; ``gather`` from rows; ``logp[i, y]`` with one tensor index per dim. A look-up in a
-    constant 1-D table is not a readout: no distribution is being read. A registered loss says what it reads.
+    Losses always; ``gather`` from rows; ``logp[i, y]`` with one tensor index per dim. A look-up in a 1-D
+    table that is no distribution, and is constant or looked up at a label that is scored, is no readout.
+    A registered loss says what it reads.
     """
     index: Any
+    read = memory.read
     if op.rule.reads:
         index = bound.get(op.rule.reads)
         shadow = read(index) if isinstance(index, Tensor) else None
@@ -62,12 +64,23 @@ def selector(op: Op, bound: dict[str, Any], read: Read) -> Tensor | None:
         if len(indices) != x.ndim or any(t is None or t.dtype == torch.bool for t in indices):
             return None
         index = indices[-1]
-    if x.ndim == 1 and op.name in ("gather", "index") and read(x) is None:
+    shadow = read(index) if isinstance(index, Tensor) else None
+    if shadow is None or shadow.label is None:
         return None
-    if not isinstance(index, Tensor):
+    if x.ndim == 1 and op.name in ("gather", "index") and not _charges(x, shadow.label, memory, ledger):
         return None
-    shadow = read(index)
-    return index if shadow is not None and shadow.label is not None else None
+    return index
+
+
+def _charges(table: Tensor, label: Cells, memory: Memory, ledger: Ledger) -> bool:
+    """May a 1-D table be a distribution that these labels are charged by?"""
+    constant = memory.read(table) is None
+    if ledger.blind:
+        return not constant
+    if not constant and (label.data.numel() != 1 or not bool(ledger.is_scored[int(label.data)])):
+        return True
+    counts = bool((table == table.round()).all())
+    return not counts and bool(proved(read_mass(table, 0, memory), True).any())
 
 
 def targets(op: Op, bound: dict[str, Any], index: Tensor, out: Tensor, read: Read, ledger: Ledger) -> Cells:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from causaltrace import arranged, distribution, mass, rules
-from causaltrace.combined import bare, is_score, matches, mixed, point
+from causaltrace.combined import bare, is_score, matches, mixed, point, spreads
 from causaltrace.counts import Counts, Held
 from causaltrace.lattice.cells import Algebra, Cells
 from causaltrace.ledger import Ledger, Pending
@@ -207,12 +207,16 @@ class Step:
                 blind = blind or name in SELECTORS and not known(t)
         self.moved -= chosen
         if self.kind == rules.READ:
-            self.index = selector(self.op, self.bound, self.tracer.memory.read)
+            self.index = selector(self.op, self.bound, self.tracer.memory, self.tracer.ledger)
             if self.op.rule.reads:
                 self.moved.clear()
                 if self.index is None or self.index.shape != self.outs[0].shape:
                     self.index, self.kind = None, rules.LEAVE
             self.reduced = self.index is not None and sums(self.op, self.bound)
+            if self.index is not None:  # what is read out of is a row, whatever its elements were
+                for key, shadow in self.shadows.items():
+                    if key in self.moved and shadow.target is not None:
+                        self.shadows[key] = self.tracer.ledger.value(shadow)
         if blind and self.index is None and not self._one_branch():
             self.kind = rules.LEAVE  # nobody knows which element is where
         elif self._chooses() and any(
@@ -357,6 +361,8 @@ class Step:
                 first = first._replace(pending=pending + tuple(Pending(s, site) for s in summed))
             elif picks:
                 after.picked += [s for _, s in carriers]
+            elif spreads(self, carriers):
+                after.candidates += [Pending(s, tracer.site("score")) for _, s in carriers if is_score(s)]
             else:
                 after.leaving += [s for _, s in carriers]
                 first = first._replace(tally=True)

@@ -26,6 +26,10 @@ NAMES = {
     "clip": "clamp",
     "equal": "eq",
     "not_equal": "ne",
+    "greater": "gt",
+    "greater_equal": "ge",
+    "less": "lt",
+    "less_equal": "le",
 }
 #: Rows of the table that are more exact than the union of the operands.
 EXACT = ("add", "mul", "div", "pow", "bitwise_and", "logical_and", "bitwise_or", "logical_or", "heaviside")

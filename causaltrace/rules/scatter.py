@@ -29,18 +29,19 @@ def land(
     if not parents or new is None and not overwrite:
         return base
     ids = places.reshape(-1).to(parents[0].data.device)
-    total = torch.Size(shape).numel()
+    total, bottom = (
+        torch.Size(shape).numel(),
+        op.lattice.lattice.bottom,
+    )  # history that keeps no tensors alive
 
     def fn(*data: Tensor) -> Tensor:
         width = data[0].shape[-1]
         if base is None:
-            flat = torch.full(
-                (total, width), op.lattice.lattice.bottom, dtype=data[0].dtype, device=data[0].device
-            )
+            flat = torch.full((total, width), bottom, dtype=data[0].dtype, device=data[0].device)
         else:
             flat = data[0].expand(*shape, width).reshape(total, width).clone()
             if overwrite:
-                flat[ids] = op.lattice.lattice.bottom
+                flat[ids] = bottom
         if new is not None:
             put = data[-1].to(flat.device).expand(*value_shape, width).reshape(-1, width)
             flat.scatter_reduce_(0, ids.unsqueeze(-1).expand(-1, width), put, "amax")
