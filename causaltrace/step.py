@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from causaltrace import arranged, distribution, mass, rules
+from causaltrace import arranged, charge, distribution, mass, rules
 from causaltrace.combined import bare, is_score, matches, mixed, point
 from causaltrace.lattice.cells import Algebra, Cells
 from causaltrace.ledger import Ledger, Pending
@@ -318,7 +318,8 @@ class Step:
             )
             masses = self._read_out()
             if self.reduced:
-                loss = self._reduced_loss(numbers)._replace(mass=masses)
+                values = None if tracer.blind else charge.summed(self.op, self.bound, self.index)
+                loss = self._reduced_loss(numbers)._replace(mass=masses, values=values)
                 if objective:
                     first = first._replace(pending=(Pending(loss, tracer.site("readout")),))
                 else:
@@ -376,7 +377,13 @@ class Step:
         return first._replace(support=algebra.join(first.support, own), possible=possible)
 
     def _carriers(self) -> list[tuple[Tensor, Shadow]]:
-        """The inputs that are readouts."""
+        """The inputs that are readouts, with their values unless these are written over."""
+        place, blind = self.tracer.memory.place, self.tracer.blind
+        for t in self.inputs:
+            shadow = self.shadows.get(id(t))
+            if shadow is not None and shadow.target is not None:
+                lost = blind or any(place(t)() is place(out)() for out in self.outs)
+                self.shadows[id(t)] = shadow._replace(values=None if lost else t)
         found = ((t, self.shadows.get(id(t))) for t in self.inputs)
         return [(t, s) for t, s in found if s is not None and s.target is not None]
 

@@ -415,7 +415,8 @@ class Tracer(TorchDispatchMode):
     def escape(self, what: str, t: Tensor) -> None:
         """The values or the memory of ``t`` go to something that is not torch."""
         self.seek(t)
-        self.vanished(what, self.memory.read(t))
+        shadow = self.memory.read(t)
+        self.vanished(what, shadow and shadow._replace(values=t))
 
     def seek(self, t: Tensor) -> None:
         """``t`` goes where no operation sees it: does it hold labels that nobody has named?"""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
+from causaltrace import charge
 from causaltrace.boundary import copies
 from causaltrace.boundary.adopt import adopt
 from causaltrace.boundary.files import Files, Pattern
@@ -230,7 +231,7 @@ class Watch:
         """
         with self._quiet():
             ledger, memory = self._tracer.ledger, self._tracer.memory
-            shadow = memory.read(nll) or Shadow()
+            shadow = (memory.read(nll) or Shadow())._replace(values=nll)
             target = shadow.target
             if targets is not None:
                 if targets.shape != nll.shape:
@@ -328,7 +329,8 @@ class Watch:
         self._stack.__exit__(kind, error, trace)
         _current = None
         self._tracer.over = True
-        held = [e.shadow for _, e in self._tracer.memory.alive() if e.shadow.target is not None]
+        readouts = [(o, e) for o, e in self._tracer.memory.alive() if e.shadow.target is not None]
+        held = [e.shadow._replace(values=charge.held(o, e)) for o, e in readouts]
         self._judge.close(held, Site("score", "returned", "<end of the watch>", 0))
         self._report = self._made(None if error is None else f"{type(error).__name__}: {error}")
         finished.append(self._report)
@@ -490,5 +492,6 @@ def declassify(x: Tensor, *, reason: str) -> Tensor:
         return x
     with _current._quiet():
         value, shadow = x.clone(), _current._tracer.memory.read(x)
+    shadow = shadow and shadow._replace(values=value)
     _current._tracer.declassified(shadow, " ".join(reason.split()))
     return value
