@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import causaltrace
 from causaltrace.report.json import from_json
@@ -306,3 +308,31 @@ def test_displays_say_that_it_is_not_known() -> None:
     assert "Judged: what the 32 scores charge is not known." in str(report)
     report.judged = Judged(3.0, 30)
     assert "over 30 of 32 scored labels" in str(report)
+
+
+class Seen(TorchDispatchMode):
+    """Counts the operations of the program."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ops: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.ops[str(func)] += 1
+        return func(*args, **(kwargs or {}))
+
+
+#: Of these a mode sees operations of the watch anyway.
+SEEN = ("lists", "one by one", "named", "declassified")
+
+
+@pytest.mark.parametrize("name", [name for name in EVALS if name not in SEEN])
+def test_modes_of_the_program_see_nothing_of_it(name: str) -> None:
+    def counted(x: Tensor, y: Tensor) -> Counter[str]:
+        with Seen() as seen:
+            EVALS[name](x, y)
+        return seen.ops
+
+    with torch.no_grad():
+        plain = counted(TABLE[TOKENS[:-1]], TOKENS[1:])
+    assert judged(counted)[1] == plain

@@ -417,8 +417,9 @@ class Arrays:
     def _valued(self, shadow: Shadow, value: Any) -> Shadow:
         """The shadow of readouts that leave, with their values."""
         if not isinstance(value, Tensor):
-            a = a_copy(bare(value))
-            value = _as_tensor(a) if _lies(a) else None
+            with _disable_current_modes():
+                a = a_copy(bare(value))
+                value = _as_tensor(a) if _lies(a) else None
         return shadow._replace(values=value)
 
 
