@@ -168,7 +168,7 @@ def judged(report: Report) -> str:
         plural(known, "label") if known >= report.scored else f"{known:,} of {report.scored:,} scored labels"
     )
     mean = f"{nats:.4f} nats ({nats / math.log(2):.4f} bits) per label"
-    return f"Judged: mean {mean} over {over}. A number that does not follow from it was not judged."
+    return f"Judged: mean {mean} over {over}, and no other number."
 
 
 def about(run: Run) -> str:
