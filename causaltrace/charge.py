@@ -56,12 +56,12 @@ def held(owner: Any, entry: Entry) -> Tensor | None:
 def nats(values: Tensor, lanes: Tensor, left: bool) -> Tensor:
     """What readouts with these values and masses charge; NaN: not known. ``left``: Python got the values as
     they are, and may do to them what it likes where nothing shows that they are a distribution's."""
-    up, down = lanes[..., UP], lanes[..., DOWN]
+    up, down, unit = lanes[..., UP], lanes[..., DOWN], lanes[..., UNIT]
     allowed = TOLERANCE + lanes[..., SLACK].nan_to_num(0)
     is_up, is_down = up.abs() <= allowed, down.abs() <= allowed
-    if not left:
-        is_up |= up.isfinite() & down.isnan()
-        is_down |= down.isfinite() & up.isnan()
-    charge = values / lanes[..., UNIT]
+    if not left:  # of no distribution, but nats
+        is_up |= up.isfinite() & down.isnan() & (unit.abs() == 1)
+        is_down |= down.isfinite() & up.isnan() & (unit.abs() == 1)
+    charge = values / unit
     charge = torch.where(is_up, -charge, torch.where(is_down, charge, math.nan))
     return torch.where(is_probability(lanes), -values.log(), charge) if left else charge

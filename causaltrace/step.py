@@ -416,6 +416,8 @@ class Step:
         if self.tracer.silent:
             planes.pop("target", None)
             planes.pop("mass", None)
+        if self.outs and not self.outs[0].dtype.is_floating_point:  # rounded
+            planes.pop("mass", None)
         label = planes.get("label")
         if label is not None and self.outs and self.outs[0].dtype.is_floating_point:
             planes["label"] = None  # a number, and no label any more

@@ -254,6 +254,26 @@ def test_some_are_known() -> None:
     assert report.judged.nats == pytest.approx(CHARGES[:10].mean().item())
 
 
+def test_what_is_no_distributions_is_known_in_nats_alone() -> None:
+    def evaluate(x: Tensor, y: Tensor) -> Tensor:
+        return -(2 * x.softmax(-1)).gather(-1, y[:, None]).log().sum()
+
+    report, _ = judged(evaluate)
+    assert {f.kind for f in report.violations} == {"CT005"}
+    check(report, CHARGES - math.log(2))
+    report, _ = judged(lambda x, y: F.cross_entropy(x, y, reduction="none", label_smoothing=0.1).sum())
+    assert report.judged == Judged(None, 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.long, torch.bool])
+def test_losses_that_are_rounded_to_whole_numbers_are_those_of_no_distribution(dtype: torch.dtype) -> None:
+    for evaluate in (lambda nll: nll.to(dtype).sum(), lambda nll: nll.to(dtype)):
+        report, _ = judged(lambda x, y, e=evaluate: e(F.cross_entropy(x, y, reduction="none")))
+        assert report.status == "unverified"
+        assert {n.kind for n in report.notes if n.blocking} == {"CT100"}
+        assert report.judged == Judged(None, 0)
+
+
 def test_class_weights_are_not_known() -> None:
     report, _ = judged(lambda x, y: F.cross_entropy(x, y, weight=torch.linspace(1, 2, VOCAB).to(x)))
     assert report.judged == Judged(None, 0)
