@@ -43,8 +43,8 @@ def summed(op: Op, bound: dict[str, Any], index: Tensor) -> Tensor | None:
 def held(owner: Any, entry: Entry) -> Tensor | None:
     """What lies in memory at the end; None: not known."""
     base, dtype = entry.base, entry.dtype
-    if isinstance(owner, np.ndarray) and owner.flags.c_contiguous and owner.flags.writeable:
-        owner = storage_of(torch.from_numpy(owner.reshape(-1).view(np.uint8)))
+    if isinstance(owner, np.ndarray) and owner.flags.carray and not owner.dtype.hasobject:
+        owner = storage_of(torch.from_numpy(np.asarray(owner).reshape(-1).view(np.uint8)))
     if not isinstance(owner, torch.UntypedStorage) or dtype is None or dtype.itemsize != base.itemsize:
         return None
     last = base.offset + sum((n - 1) * stride for n, stride in zip(base.sizes, base.strides, strict=True))
