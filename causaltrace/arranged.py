@@ -76,7 +76,8 @@ def empty(order: Order, ndim: int, algebra: Algebra) -> Shadow:
 
 def _plain(shadow: Shadow) -> bool:
     """Is there nothing but supports, an order, and what moves with elements?"""
-    return shadow._replace(order=None, label=None, target=None, mass=None, post=None)[2:] == UNHEDGED[1:]
+    moving = dict.fromkeys(("order", "label", "target", "mass", "post", "values"))
+    return shadow._replace(**moving)[2:] == UNHEDGED[1:]
 
 
 def _followed(step: Step, plane: str, bound: dict[str, Any], orders: dict[int, Order]) -> Followed:

@@ -122,6 +122,10 @@ def charged(values: Tensor, classes: Tensor, rows: Tensor, memory: Memory) -> tu
     epsilon = max(torch.finfo(t.dtype).eps for t in (values, rows))
     allowed = (mass.TOLERANCE + 4 * epsilon) * (1 + entry)
     agrees = (given == entry) | ((given - entry).abs() <= allowed)
-    agrees |= (given * math.log(2) - entry).abs() <= allowed
-    lanes[..., mass.UP].masked_fill_(mass.is_probability(lanes), 0)
+    bits = ~agrees & ((given * math.log(2) - entry).abs() <= allowed)
+    agrees |= bits
+    unit = lanes[..., mass.UNIT].masked_fill(mass.is_probability(lanes), 1)
+    unit = torch.where(bits, unit / math.log(2), unit)
+    lanes[..., mass.UP].masked_fill_(mass.proved(lanes, True), 0)
+    lanes[..., mass.UNIT] = torch.where(values > 0, -unit, unit)
     return mass.refused(lanes, ~agrees), agrees

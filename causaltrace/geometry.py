@@ -14,6 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from causaltrace._compat import storage_of
+
 #: A view that carries is read from the fully expanded base if that is at most so many times larger.
 EXPAND = 4
 #: Elements that a compressed shadow may be expanded to for such a view.
@@ -29,6 +31,12 @@ class Geometry(NamedTuple):
     sizes: tuple[int, ...]
     strides: tuple[int, ...]
     itemsize: int
+
+
+def geometry(t: Tensor) -> Geometry:
+    if t.is_nested:  # no sizes and strides: one value for all that the storage holds
+        return Geometry(0, (storage_of(t).nbytes() // t.itemsize,), (1,), t.itemsize)
+    return Geometry(t.storage_offset(), t.shape, t.stride(), t.itemsize)  # type: ignore[arg-type]
 
 
 def by_bytes(g: Geometry) -> Geometry:

@@ -8,6 +8,7 @@ position if nothing else scored it.
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections import deque
 from collections.abc import Callable
@@ -17,9 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from causaltrace import charge
 from causaltrace.lattice.cells import Algebra, Cells
 from causaltrace.lattice.horizon import Horizon
-from causaltrace.mass import unknown, unpack
+from causaltrace.mass import unknown, unpack, wide
 from causaltrace.shadow import UNHEDGED, Memory, Shadow
 from causaltrace.site import Site
 
@@ -41,7 +43,7 @@ class Score:
     that moment, ``members``: the labels of the lattice's window in ``possible``. ``cells`` keeps the
     support's history for the explanation, ``late`` that of ``post``. ``mass``: what all classes together are
     charged, lanes ``[n, mass.WIDTH]``; None where no values are known. ``left``: the values went to Python
-    as they are, or are held at the end.
+    as they are, or are held at the end. ``values``: of the readouts; None: not known.
     """
 
     site: Site
@@ -57,6 +59,7 @@ class Score:
     late: Cells | None = None
     mass: Tensor | None = None
     left: bool = False
+    values: Tensor | None = None
 
     def element(self, i: int) -> tuple[int, ...]:
         """The index of the ``i``-th readout in its tensor."""
@@ -66,7 +69,7 @@ class Score:
     def restricted(self, keep: Tensor) -> Score:
         """Only some of the readouts."""
         keep = keep.to(self.target.device)
-        flat = ("target", "support", "possible", "members", "post", "again", "index", "mass")
+        flat = ("target", "support", "possible", "members", "post", "again", "index", "mass", "values")
         parts: dict[str, Any] = {n: None if (t := getattr(self, n)) is None else t[keep] for n in flat}
         return replace(self, **parts)
 
@@ -79,6 +82,10 @@ class Pending:
     site: Site
     used: bool = False
 
+    def __post_init__(self) -> None:
+        if self.shadow.values is not None:  # by then they may be others
+            self.shadow = self.shadow._replace(values=self.shadow.values.clone())
+
 
 class Ledger:
     """Read and scored flags by global position, on the host unless ``device`` says otherwise. ``blind``:
@@ -90,6 +97,7 @@ class Ledger:
         self.is_scored = torch.zeros(0, dtype=torch.bool, device=device)
         self.readout = torch.zeros(0, dtype=torch.int64, device=device)
         window = algebra.lattice.width - Horizon.width
+        self.nats = wide(torch.zeros(0, device=device))  #: what the score charges, NaN: not known
         self.matrix = torch.zeros(0, window, dtype=torch.uint8, device=device)  #: [score, label]
         self.version = 0
         self._watermark: Cells | None = None
@@ -118,12 +126,15 @@ class Ledger:
             self.is_scored = torch.cat((self.is_scored, pad))
             none = torch.full((extra,), -1, dtype=torch.int64, device=self.device)
             self.readout = torch.cat((self.readout, none))
+            self.nats = torch.cat((self.nats, self.nats.new_full((extra,), math.nan)))
             rows = torch.zeros(extra, self.matrix.shape[1], dtype=torch.uint8, device=self.device)
             self.matrix = torch.cat((self.matrix, rows))
 
     def on_host(self) -> Callable[[], None]:
         """For a copy of the process, which can use no device: what it calls to go on."""
-        flags = {name: getattr(self, name).cpu() for name in ("was_read", "is_scored", "readout", "matrix")}
+        flags = {
+            name: getattr(self, name).cpu() for name in ("was_read", "is_scored", "readout", "nats", "matrix")
+        }
         return lambda: vars(self).update(flags, device=torch.device("cpu"))
 
     # -- reading --------------------------------------------------------------------------------------
@@ -246,6 +257,7 @@ class Ledger:
         if shadow.mass is not None:
             data = shadow.mass.data.to(index.device)
             mass = unpack(data.expand(*dims, data.shape[-1]).reshape(-1, data.shape[-1])[index])
+        values = None if self.blind else charge.plain(shadow.values, tuple(dims))
         after = None if post is None else self.now(lanes(post))
         members = self.algebra.lattice.members(maybe)
         if after is not None:
@@ -264,6 +276,7 @@ class Ledger:
             post,
             None if self.blind else mass,
             returned,
+            None if values is None else values.to(index.device)[index],
         )
 
     def commit(self, event: Score) -> Tensor:
@@ -289,6 +302,7 @@ class Ledger:
             latest = torch.maximum(latest, event.post[:, 0] >> 1)
         rows = torch.stack((position, latest.to(position), marks[1]))
         rows = rows[:, self.readout[position] != number].to(torch.int32).cpu()
+        self._charge(event, position, number)
         self.readout[position] = number
         self.is_scored = self.is_scored.index_fill(0, position, True)  # what was read before keeps the other
         if self.matrix.shape[1]:
@@ -304,6 +318,20 @@ class Ledger:
         self.version += 1
         self._settled = False
         return rows
+
+    def _charge(self, event: Score, position: Tensor, number: Tensor) -> None:
+        """What the event charges stands; where it is not known, what the same readouts charged before."""
+        before = self.nats[position].where(self.readout[position] == number, math.nan)
+        if event.values is None or event.mass is None:
+            self.nats[position] = before
+            return
+        nats = charge.nats(event.values, event.mass, event.left).to(before)
+        self.nats[position] = nats.where(nats.isfinite(), before)
+
+    def charged(self) -> tuple[float | None, int]:
+        """The mean of what the scores charge that is known, and of how many that is."""
+        known = self.nats[~self.nats.isnan()]
+        return float(known.mean()) if known.numel() else None, known.numel()
 
     def behind(self, x: Cells) -> bool:
         """Has the latest label in ``x`` been scored, and do scores only go on from there? Looked at on the
@@ -420,6 +448,7 @@ class Ledger:
         """Nothing has been scored: explicit scores replace the ones that were seen."""
         self.is_scored = torch.zeros_like(self.is_scored)
         self.readout.fill_(-1)
+        self.nats.fill_(math.nan)
         self.matrix.zero_()
         self.in_order, self._furthest = True, -1
         self.order.clear()

@@ -20,7 +20,7 @@ from causaltrace.graph.walk import walk
 from causaltrace.lattice.cells import Cells
 from causaltrace.ledger import POSITION_MASK, Ledger, Pending, Score
 from causaltrace.mass import is_known, is_probability, proved
-from causaltrace.report.model import Finding, Hop, Moment, Notice, Report
+from causaltrace.report.model import Finding, Hop, Judged, Moment, Notice, Report
 from causaltrace.shadow import Shadow
 from causaltrace.site import Site
 from causaltrace.step import REMEDY
@@ -453,6 +453,7 @@ class Judge:
             lags=self._lags(),
             timeline=list(self.timeline.moments),
             graph=self.record.provenance([*self._legal, *self._routes()]),
+            judged=Judged(*self.ledger.charged()),
         )
 
     def _lags(self) -> list[int | None]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from causaltrace._compat import data_ptr, is_fake, storage_of
-from causaltrace.geometry import Geometry, assign, by_bytes, covers, natural, nested, view_of
+from causaltrace.geometry import Geometry, assign, by_bytes, covers, geometry, natural, nested, view_of
 from causaltrace.lattice.cells import Algebra, Cells
 from causaltrace.order import Order, seen_through
 
@@ -31,7 +31,7 @@ class Shadow(NamedTuple):
     ``match``: the label position that an element compares with a class (see ``readout.matched``). ``mass``:
     what all classes together are charged (see ``mass``). ``pending``: readouts that an objective sums.
     ``objective``: readouts that require grad. ``order``: the sorted order that the elements are in.
-    ``tally``: a sum of scores, to which others are added."""
+    ``tally``: a sum of scores, to which others are added. ``values``: of readouts that leave."""
 
     support: Cells | None = None
     possible: Cells | None = None
@@ -45,6 +45,7 @@ class Shadow(NamedTuple):
     objective: bool = False
     order: Order | None = None
     tally: bool = False
+    values: Tensor | None = None
 
     def planes(self, fn: Callable[[Cells], Cells | None]) -> Shadow | None:
         """``fn`` on every plane, in no order; None when nothing is left."""
@@ -67,7 +68,7 @@ class Shadow(NamedTuple):
         return self != _NOTHING
 
 
-_PLAIN: tuple[object, ...] = (None, None, None, None, None, None, (), False, None, False)
+_PLAIN: tuple[object, ...] = (None, None, None, None, None, None, (), False, None, False, None)
 #: All of a shadow but its support, where there is nothing else.
 UNHEDGED = (None, *_PLAIN)
 _NOTHING = (None, None, *_PLAIN)
@@ -77,13 +78,14 @@ class Entry:
     """The shadow of one storage: its base geometry, and the views of it that were asked for. ``nbytes``: the
     size of memory that others may hold, too (numpy arrays, other storages); -1: nobody else does. ``plain``:
     they may read it unseen. ``rows``: the distributions that it holds, until something else is written (see
-    ``mass.Rows``)."""
+    ``mass.Rows``). ``dtype``: of what was written last."""
 
-    __slots__ = ("base", "blank", "nbytes", "ndim", "plain", "ref", "rows", "shadow", "views")
+    __slots__ = ("base", "blank", "dtype", "nbytes", "ndim", "plain", "ref", "rows", "shadow", "views")
 
     def __init__(self, ref: weakref.ref[Any], base: Geometry, shadow: Shadow, nbytes: int = -1) -> None:
         self.ref, self.base, self.nbytes = ref, base, nbytes
         self.rows: object = None
+        self.dtype: torch.dtype | None = None
         self.blank = False  #: is there memory in it that was not seen written?
         self.plain = False
         self.set(shadow)
@@ -111,12 +113,6 @@ def _settled(shadow: Shadow | None) -> bool:
 def _lent(t: Tensor, storage: torch.UntypedStorage) -> bool:
     """May others have its memory? That of a device is all alike, and told of where it is handed out."""
     return not storage.resizable() or storage.is_shared() and not t.is_cuda
-
-
-def geometry(t: Tensor) -> Geometry:
-    if t.is_nested:  # no sizes and strides: one value for all that the storage holds
-        return Geometry(0, (storage_of(t).nbytes() // t.itemsize,), (1,), t.itemsize)
-    return Geometry(t.storage_offset(), t.shape, t.stride(), t.itemsize)  # type: ignore[arg-type]
 
 
 class Memory:
@@ -178,7 +174,7 @@ class Memory:
         """``target`` holds the bytes of ``source``. ``fn``: on its shadow."""
         entry = self.entries.get(id(source))
         if entry is not None:
-            self._insert(id(target), target, entry.base, fn(entry.shadow))
+            self._insert(id(target), target, entry.base, fn(entry.shadow), entry.dtype)
 
     def read(self, t: Tensor) -> Shadow | None:
         entry = self.entry(t)
@@ -387,7 +383,7 @@ class Memory:
         if entry is not None and entry.base == view or self._whole(t, size, view):
             if entry is not None:
                 entry.blank = False
-            self._insert(key, storage, view, shadow)
+            self._insert(key, storage, view, shadow, t.dtype)
             return
         if entry is not None and entry.shadow and entry.base.itemsize != view.itemsize:
             view, shadow = self._finer(entry, view, shadow)
@@ -396,11 +392,11 @@ class Memory:
         if entry is not None and entry.blank and _settled(merged):  # the last of it has been written
             entry.blank = False
             merged = None if merged is None or merged.support is None else merged._replace(possible=None)
-        self._insert(key, storage, base, merged)
+        self._insert(key, storage, base, merged, t.dtype)
 
     def nothing(self, t: Tensor, shadow: Shadow) -> None:
         """``t`` has no elements, but an order."""
-        self._insert(id(storage_of(t)), storage_of(t), geometry(t), shadow)
+        self._insert(id(storage_of(t)), storage_of(t), geometry(t), shadow, t.dtype)
 
     def _finer(self, entry: Entry, view: Geometry, shadow: Shadow | None) -> tuple[Geometry, Shadow | None]:
         """Elements of another size are written: all is known byte by byte from now on, but for scores."""
@@ -436,15 +432,15 @@ class Memory:
             return True
         return covers(view, size)
 
-    def _insert(self, key: int, storage: torch.UntypedStorage, base: Geometry, shadow: Shadow | None) -> None:
-        old = self.entries.get(key)
-        if shadow is None and (old is None or old.nbytes < 0):
+    def _insert(self, key: int, owner: Any, base: Geometry, shadow: Shadow | None, dtype: Any) -> None:
+        entry = self.entries.get(key)
+        if shadow is None and (entry is None or entry.nbytes < 0):
             self.entries.pop(key, None)
-        elif old is not None:
-            old.base, old.rows = base, None
-            old.set(shadow or Shadow())
-        elif shadow is not None:
-            self.entries[key] = Entry(self._watched(storage, key), base, shadow)
+            return
+        if entry is None:
+            entry = self.entries[key] = Entry(self._watched(owner, key), base, Shadow())
+        entry.base, entry.rows, entry.dtype = base, None, dtype
+        entry.set(shadow or Shadow())
 
     def _merge(
         self, entry: Entry | None, base: Geometry, view: Geometry, new: Shadow | None

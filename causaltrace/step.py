@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from causaltrace import arranged, distribution, mass, rules
+from causaltrace import arranged, charge, distribution, mass, rules
 from causaltrace.combined import bare, is_score, matches, mixed, point, spreads
-from causaltrace.counts import Counts, Held
-from causaltrace.lattice.cells import Algebra, Cells
-from causaltrace.ledger import Ledger, Pending
+from causaltrace.context import Context
+from causaltrace.counts import Held
+from causaltrace.lattice.cells import Cells
+from causaltrace.ledger import Pending
 from causaltrace.readout import decided, is_loss, matched, onehot, selector, sums, targets, unchanged
 from causaltrace.rules.call import OpCall, known
 from causaltrace.rules.ordered import MAKERS
 from causaltrace.schema import Op, tensors
-from causaltrace.shadow import UNHEDGED, Memory, Shadow
-from causaltrace.site import Site
+from causaltrace.shadow import UNHEDGED, Shadow
 
 #: Arguments that choose elements rather than being moved.
 SELECTORS = frozenset({"index", "indices", "mask", "condition"})
@@ -43,41 +43,6 @@ PUTTING = frozenset(("index_put", "_index_put_impl", "_unsafe_index_put", "scatt
 
 class OpaqueOpError(RuntimeError):
     """Raised under ``strict=True`` by the first operation that has no rule."""
-
-
-class Recorder(Protocol):
-    """What the tracer tells about scores, escapes, opaque ops and updates; ``policy.Judge`` implements it."""
-
-    def scored(self, shadow: Shadow, site: Site) -> None: ...
-    def picked(self, shadow: Shadow, site: Site) -> None: ...
-    def candidate(self, pending: Pending, site: Site) -> None: ...
-    def escaped(self, what: str, shadow: Shadow, site: Site) -> None: ...
-    def unwritten(self, op: str, site: Site) -> None: ...
-    def declassify(self, shadow: Shadow | None, reason: str, site: Site) -> None: ...
-    def opaque(self, op: str, cells: Cells | None, site: Site) -> None: ...
-    def updated(self, held: list[Cells], site: Site) -> None: ...
-
-
-class Context(Protocol):
-    """What a step needs of the tracer."""
-
-    algebra: Algebra
-    memory: Memory
-    ledger: Ledger
-    recorder: Recorder
-    strict: bool
-    quiet: int
-    backward: bool
-    blind: bool
-    counts: Counts
-
-    @property
-    def silent(self) -> bool: ...
-    def objective(self, inputs: list[Tensor]) -> bool: ...
-    def site(self, phase: str | None = None) -> Site: ...
-    def represented(
-        self, bound: dict[str, Any], orders: Collection[int]
-    ) -> tuple[dict[str, Any], dict[int, int]]: ...
 
 
 class Step:
@@ -331,7 +296,8 @@ class Step:
             )
             masses = self._read_out()
             if self.reduced:
-                loss = self._reduced_loss(numbers)._replace(mass=masses)
+                values = None if tracer.blind else charge.summed(self.op, self.bound, self.index)
+                loss = self._reduced_loss(numbers)._replace(mass=masses, values=values)
                 if objective:
                     first = first._replace(pending=(Pending(loss, tracer.site("readout")),))
                 else:
@@ -391,7 +357,13 @@ class Step:
         return first._replace(support=algebra.join(first.support, own), possible=possible)
 
     def _carriers(self) -> list[tuple[Tensor, Shadow]]:
-        """The inputs that are readouts."""
+        """The inputs that are readouts, with their values unless these are written over."""
+        place, blind = self.tracer.memory.place, self.tracer.blind
+        for t in self.inputs:
+            shadow = self.shadows.get(id(t))
+            if shadow is not None and shadow.target is not None:
+                lost = blind or any(place(t)() is place(out)() for out in self.outs)
+                self.shadows[id(t)] = shadow._replace(values=None if lost else t)
         found = ((t, self.shadows.get(id(t))) for t in self.inputs)
         return [(t, s) for t, s in found if s is not None and s.target is not None]
 
@@ -423,6 +395,8 @@ class Step:
                 planes[plane] = result[0] if isinstance(result, list) else result
         if self.tracer.silent:
             planes.pop("target", None)
+            planes.pop("mass", None)
+        if self.outs and not self.outs[0].dtype.is_floating_point:  # rounded
             planes.pop("mass", None)
         label = planes.get("label")
         if label is not None and self.outs and self.outs[0].dtype.is_floating_point:

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from causaltrace._compat import current_node, decompose, is_fake, storage_of
 from causaltrace.arranged import empty
+from causaltrace.context import Recorder
 from causaltrace.counts import Counts, Held, storage
 from causaltrace.distribution import note
 from causaltrace.foreach import element, flat
@@ -27,7 +28,7 @@ from causaltrace.places import site as place
 from causaltrace.schema import SILENT, Op, describe, only_checks, tensors
 from causaltrace.shadow import UNHEDGED, Entry, Memory, Shadow
 from causaltrace.site import Site
-from causaltrace.step import After, Recorder, Step
+from causaltrace.step import After, Step
 from causaltrace.unfollowed import ALIASES, KEEPING, body, higher_order, sparse
 
 _NUMBERS = (int, float, bool)
@@ -431,7 +432,8 @@ class Tracer(TorchDispatchMode):
     def escape(self, what: str, t: Tensor) -> None:
         """The values or the memory of ``t`` go to something that is not torch."""
         self.seek(t)
-        self.vanished(what, self.memory.read(t))
+        shadow = self.memory.read(t)
+        self.vanished(what, shadow and shadow._replace(values=t))
 
     def seek(self, t: Tensor) -> None:
         """``t`` goes where no operation sees it: does it hold labels that nobody has named?"""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
+from causaltrace import charge
 from causaltrace.boundary import copies
 from causaltrace.boundary.adopt import adopt
 from causaltrace.boundary.files import Files, Pattern
@@ -21,6 +22,7 @@ from causaltrace.boundary.host import Host
 from causaltrace.boundary.kernels import following
 from causaltrace.boundary.numpy import current as current_arrays
 from causaltrace.boundary.outside import Outside
+from causaltrace.context import Recorder
 from causaltrace.distribution import charged
 from causaltrace.graph.tape import Tape
 from causaltrace.lattice.cells import LABELS, Cells
@@ -33,7 +35,6 @@ from causaltrace.report.about import made_now
 from causaltrace.report.model import Finding, Notice, Report, Run
 from causaltrace.shadow import Shadow
 from causaltrace.site import Site
-from causaltrace.step import Recorder
 from causaltrace.stream import Stream, Streams, check_tokens, named
 from causaltrace.tracer import Tracer
 
@@ -230,7 +231,7 @@ class Watch:
         """
         with self._quiet():
             ledger, memory = self._tracer.ledger, self._tracer.memory
-            shadow = memory.read(nll) or Shadow()
+            shadow = (memory.read(nll) or Shadow())._replace(values=nll)
             target = shadow.target
             if targets is not None:
                 if targets.shape != nll.shape:
@@ -328,7 +329,8 @@ class Watch:
         self._stack.__exit__(kind, error, trace)
         _current = None
         self._tracer.over = True
-        held = [e.shadow for _, e in self._tracer.memory.alive() if e.shadow.target is not None]
+        readouts = [(o, e) for o, e in self._tracer.memory.alive() if e.shadow.target is not None]
+        held = [e.shadow._replace(values=charge.held(o, e)) for o, e in readouts]
         self._judge.close(held, Site("score", "returned", "<end of the watch>", 0))
         self._report = self._made(None if error is None else f"{type(error).__name__}: {error}")
         finished.append(self._report)
@@ -490,5 +492,6 @@ def declassify(x: Tensor, *, reason: str) -> Tensor:
         return x
     with _current._quiet():
         value, shadow = x.clone(), _current._tracer.memory.read(x)
+    shadow = shadow and shadow._replace(values=value)
     _current._tracer.declassified(shadow, " ".join(reason.split()))
     return value

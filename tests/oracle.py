@@ -20,12 +20,13 @@ from torch import Tensor
 
 from causaltrace.boundary.host import Host
 from causaltrace.boundary.outside import Outside
+from causaltrace.context import Recorder
 from causaltrace.lattice.cells import Cells
 from causaltrace.ledger import Ledger, Pending
 from causaltrace.perturb import differs
 from causaltrace.shadow import Memory, Shadow
 from causaltrace.site import Site
-from causaltrace.tracer import Recorder, Tracer
+from causaltrace.tracer import Tracer
 
 Fn = Callable[..., Any]
 

@@ -8,6 +8,7 @@ import functools
 import pytest
 
 import causaltrace
+from causaltrace.report.model import Judged
 from tests import flips
 from tests.flips import CASES
 from tests.not_yet import LARGER, marked
@@ -95,6 +96,15 @@ def test_the_stream_is_found_without_being_given(name: str) -> None:
         dataclasses.replace(f, path=()) for f in given.violations
     ]
     assert list(found.positions) == list(given.positions)
+    assert found.judged == given.judged
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_number_that_is_judged_is_the_one_that_the_example_returns(name: str) -> None:
+    """All of them return nats per token. Of the better of two experts nothing says that it is a charge."""
+    report, value = watched(name)
+    known = name != "oracle_min"
+    assert report.judged == (Judged(pytest.approx(value, abs=1e-12), report.scored) if known else Judged())
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -5,8 +5,7 @@ import random
 import pytest
 import torch
 
-from causaltrace.geometry import Geometry, assign, view_of
-from causaltrace.shadow import geometry
+from causaltrace.geometry import Geometry, assign, geometry, view_of
 
 
 def addresses(t: torch.Tensor) -> torch.Tensor:

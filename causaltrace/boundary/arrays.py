@@ -389,7 +389,7 @@ class Arrays:
                 after.report(self.tracer)
             for result, shadow in pairs:
                 if shadow and (not isinstance(result, np.ndarray) or result.dtype == object):
-                    self.touch(full, shadow)
+                    self.touch(full, shadow, result)
 
     def written(self, full: str, into: Sequence[Any], places: Sequence[Any], after: After | None) -> None:
         """As ``done``, for ``places`` in arrays."""
@@ -421,7 +421,7 @@ class Arrays:
         """The values of an array, or of all that there are in arguments, went to Python."""
         self.tells(given)
         for a in arrays_in(given):
-            self.touch(what, self.read(a))
+            self.touch(what, self.read(a), a)
 
     def unwritten(self, a: Any, where: Any = False) -> None:
         """``a`` holds what was in memory before (numpy hands out what was just given back), but ``where`` it
@@ -446,13 +446,13 @@ class Arrays:
                 self.memory.open(owner, start, nbytes)
             self.touch(what, self.memory.read(self.tensor(a)))
 
-    def hold(self, a: np.ndarray, key: Any, shadow: Shadow) -> None:
+    def hold(self, a: np.ndarray, key: Any, shadow: Shadow, value: Any) -> None:
         """Python gets an element that was read at a label: a score, unless it is written back."""
         tracer, site = self.tracer, self.tracer.site("host")
 
         def tell(back: bool = False) -> None:
             with _disable_current_modes():
-                seen = self.memory.value(shadow) if back else shadow
+                seen = self.memory.value(shadow) if back else self._valued(shadow, value)
                 tracer.recorder.escaped("a number read from an array", seen, site)
 
         if not tracer.alone:  # a copy of the process may end at any moment
@@ -469,9 +469,19 @@ class Arrays:
                 self.tracer.held = tell
             self.tracer.release()
 
-    def touch(self, what: str, shadow: Shadow | None) -> None:
+    def touch(self, what: str, shadow: Shadow | None, value: Any = None) -> None:
         """A value went to Python, or to something that reads memory itself."""
+        if shadow is not None and shadow.target is not None and value is not None:
+            shadow = self._valued(shadow, value)
         self.tracer.vanished(what, shadow)
+
+    def _valued(self, shadow: Shadow, value: Any) -> Shadow:
+        """The shadow of readouts that leave, with their values."""
+        if not isinstance(value, Tensor):
+            with _disable_current_modes():
+                a = a_copy(bare(value))
+                value = _as_tensor(a) if _lies(a) else None
+        return shadow._replace(values=value)
 
 
 def arrays_in(value: Any) -> Iterator[Any]:

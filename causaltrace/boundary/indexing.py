@@ -65,7 +65,7 @@ def _read(arrays: Arrays, a: np.ndarray, key: Any, number: Numbered) -> Any:
         return out
     arrays.done("numpy.getitem", [], after)
     if after is not None and after.shadows[0].target is not None:
-        arrays.hold(plain, key, after.shadows[0])
+        arrays.hold(plain, key, after.shadows[0], out)
         return out
     return out if after is None else number(arrays, out, after.shadows[0])
 

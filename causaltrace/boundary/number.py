@@ -31,7 +31,7 @@ def number(arrays: Arrays, value: Any, shadow: Shadow | None) -> Any:
     if not shadow:
         return value
     if shadow.label is None or not isinstance(value, np.integer):
-        arrays.touch("a number read from an array", shadow)
+        arrays.touch("a number read from an array", shadow, value)
         return value
     kind: Any = type(value)
     made = kind.__new__(_kind(kind), value)

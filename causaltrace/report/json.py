@@ -16,6 +16,7 @@ from causaltrace.report.model import (
     Edge,
     Finding,
     Hop,
+    Judged,
     Moment,
     Notice,
     OpUse,
@@ -81,6 +82,7 @@ def to_dict(report: Report) -> dict[str, Any]:
         "conditions": dict(report.conditions),
         "labels": int(report.labels),
         "scored": report.scored,
+        "judged": {"nats": report.judged.nats, "known": report.judged.known},
         "error": report.error,
         "violations": violations,
         "opaque": opaque,
@@ -184,6 +186,7 @@ _REPORT = {
     "orders": Map(str),
     "conditions": Map(str),
     "labels": int,
+    "judged": {"nats": Maybe(float), "known": int},
     "error": Maybe(str),
     "violations": [_FINDING],
     "opaque": [_NOTICE],
@@ -208,6 +211,7 @@ _LACKING: dict[str, Any] = {
     "timeline": [],
     "graph": {"nodes": [], "edges": []},
     "run": {"command": "", "revision": "", "time": "", "versions": {}},
+    "judged": {"nats": None, "known": 0},
 }
 
 
@@ -259,6 +263,7 @@ def _read(data: Mapping[str, Any]) -> Report:
         reach=data["reach"],
         timeline=[Moment(**{**m, "site": site(m["site"])}) for m in data["timeline"]],
         graph=Provenance([site(i) for i in data["graph"]["nodes"]], _read_edges(data["graph"])),
+        judged=Judged(**data["judged"]),
         run=Run(**{**data["run"], "versions": tuple(data["run"]["versions"].items())}),
     )
 

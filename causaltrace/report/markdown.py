@@ -16,7 +16,7 @@ def to_markdown(report: Report) -> str:
     """Conditions, both orders, one witness with its file:line chain, and the limits."""
     groups = summary.group(report.violations)
     lines = [
-        f"**causaltrace: {report.status}.** {summary.headline(report)}",
+        f"**causaltrace: {report.status}.** {summary.headline(report)} {summary.judged(report)}".rstrip(),
         *_about(report.run),
         "",
         "| condition | verdict | why |",

@@ -156,6 +156,15 @@ class Run:
     versions: tuple[tuple[str, str], ...] = ()  #: of causaltrace, torch, Python
 
 
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """The number that a verdict is about: the mean that the scores charge, in nats a label, and of how many
+    scored positions their charge is ``known``. None: of none."""
+
+    nats: float | None = None
+    known: int = 0
+
+
 @dataclass(slots=True)
 class Report:
     """The result of one watch.
@@ -184,6 +193,7 @@ class Report:
     timeline: list[Moment] = field(default_factory=list)
     graph: Provenance = field(default_factory=Provenance)
     run: Run = field(default_factory=Run)
+    judged: Judged = field(default_factory=Judged)
     #: of the audit of a graph: its nodes, each with the latest label in it; not kept in files
     listing: str = field(default="", compare=False)
 

@@ -1,12 +1,13 @@
 """Check plain JSON data against a shape, so that what is read can be trusted to have its types.
 
-A shape is written like the data it describes: ``str``, ``bool`` or ``int``; ``[shape]`` for a list of any
-length; ``(a, b)`` for a list of exactly these; ``{"key": shape}`` for an object with these keys, and perhaps
-others that are ignored; ``Map(shape)`` for an object with any keys; ``Maybe(shape)`` for null as well.
+A shape is written like the data it describes: ``str``, ``bool``, ``int`` or ``float``; ``[shape]`` for a list
+of any length; ``(a, b)`` for a list of exactly these; ``{"key": shape}`` for an object with these keys, and
+perhaps others that are ignored; ``Map(shape)`` for an object with any keys; ``Maybe(shape)`` for null, too.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -62,7 +63,7 @@ def reader(shape: Any) -> Reader:
     if isinstance(shape, Maybe):
         inner = reader(shape.shape)
         return lambda data: None if data is None else inner(data)
-    return {str: _text, int: _number, bool: _flag}[shape]
+    return {str: _text, int: _number, float: _measure, bool: _flag}[shape]
 
 
 def _text(data: Any) -> str:
@@ -75,6 +76,12 @@ def _number(data: Any) -> int:
     if type(data) is not int or not -LIMIT < data < LIMIT:
         raise _expected("a whole number below 2**53", data)
     return data
+
+
+def _measure(data: Any) -> float:
+    if type(data) not in (int, float) or not -math.inf < data < math.inf:
+        raise _expected("a number", data)
+    return float(data)
 
 
 def _flag(data: Any) -> bool:

@@ -5,6 +5,7 @@ Everything here is abridgement for a reader; the complete data stay in the repor
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -154,6 +155,20 @@ def headline(report: Report) -> str:
     if report.status == "unverified" and blocking:
         text += f"; {plural(blocking, 'thing stands', 'things stand')} in the way of a proof"
     return text + "."
+
+
+def judged(report: Report) -> str:
+    """Which number the verdict is about, in one sentence; ``""`` where there is none."""
+    nats, known = report.judged.nats, report.judged.known
+    if not report.scored or any(n.kind == "CT097" for n in report.notes):  # an audit has no values
+        return ""
+    if nats is None:
+        return f"Judged: what the {plural(report.scored, 'score')} charge is not known."
+    over = (
+        plural(known, "label") if known >= report.scored else f"{known:,} of {report.scored:,} scored labels"
+    )
+    mean = f"{nats:.4f} nats ({nats / math.log(2):.4f} bits) per label"
+    return f"Judged: mean {mean} over {over}, and no other number."
 
 
 def about(run: Run) -> str:

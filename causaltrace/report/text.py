@@ -78,6 +78,8 @@ def _headline(report: Report) -> Iterator[RenderableType]:
     yield Text(summary.headline(report))
     if report.run.command:
         yield Text(summary.about(report.run), style="dim")
+    if judged := summary.judged(report):
+        yield Text(judged)
     if report.error is not None:
         yield Text.assemble(("Partial: ", "bold red"), f"the watched block raised {report.error}")
 

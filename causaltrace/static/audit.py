@@ -14,6 +14,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from torch.utils._python_dispatch import _disable_current_modes
 
 from causaltrace._compat import Operator, current_mode
+from causaltrace.context import Recorder
 from causaltrace.higher import leaves
 from causaltrace.lattice.cells import LABELS, Cells
 from causaltrace.ledger import Pending
@@ -32,7 +33,6 @@ from causaltrace.static.joined import Tried
 from causaltrace.static.kept import kept
 from causaltrace.static.listing import listing
 from causaltrace.static.tracer import Static
-from causaltrace.step import Recorder
 from causaltrace.stream import Streams
 
 #: What torch says where something wants the memory of a fake tensor.

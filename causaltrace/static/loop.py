@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from causaltrace._compat import owners, storage_of
+from causaltrace.context import Recorder
 from causaltrace.lattice.cells import LABELS, Cells
 from causaltrace.ops import uses
 from causaltrace.policy import Judge, check_order
@@ -36,7 +37,6 @@ from causaltrace.static.relative import Frontier, Look
 from causaltrace.static.state import Held, reached, restored
 from causaltrace.static.tracer import Static
 from causaltrace.static.values import speaks
-from causaltrace.step import Recorder
 from causaltrace.stream import Streams
 
 #: Steps that a loop is unrolled to, one try after the other, until its state is at a fixed point.

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from causaltrace._compat import storage_of
-from causaltrace.geometry import Geometry, assign, covers, natural, view_of
-from causaltrace.shadow import Memory, Shadow, geometry
+from causaltrace.geometry import Geometry, assign, covers, geometry, natural, view_of
+from causaltrace.shadow import Memory, Shadow
 
 #: Elements of a tensor whose values are kept (and folded).
 LIMIT = 1 << 25

@@ -9,7 +9,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from causaltrace.report.json import from_dict, to_dict
-from causaltrace.report.model import Edge, Moment, OpUse, Provenance, Report, Run
+from causaltrace.report.model import Edge, Judged, Moment, OpUse, Provenance, Report, Run
 from tests.report import samples
 
 
@@ -26,6 +26,7 @@ def full() -> Report:
     report.graph = Provenance(
         [hop.site for hop in samples.PATH], [Edge(0, 1, 5, (0, 3), (-1, 2), True), Edge(1, 2)]
     )
+    report.judged = Judged(3.25, 250)
     report.run = Run("eval.py --x 1", "0123456789ab+", "2026-01-02T03:04:05Z", (("torch", "2.13.0"),))
     return report
 

@@ -9,7 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from causaltrace.report.json import from_dict, from_json, reports_to_json, to_dict, to_json
-from causaltrace.report.model import Edge, Finding, Hop, Moment, Notice, OpUse, Provenance, Report, Run
+from causaltrace.report.model import (
+    Edge,
+    Finding,
+    Hop,
+    Judged,
+    Moment,
+    Notice,
+    OpUse,
+    Provenance,
+    Report,
+    Run,
+)
 from causaltrace.site import Site
 from tests.report import samples
 
@@ -58,6 +69,7 @@ reports = st.builds(
     timeline=st.lists(moments, max_size=3),
     graph=graphs(),
     run=runs,
+    judged=st.builds(Judged, st.none() | st.floats(allow_nan=False, allow_infinity=False), positions),
 )
 
 
@@ -82,7 +94,7 @@ def test_document_is_complete_and_flat():
 
 
 def test_an_older_document_is_read():
-    new = ("streams", "lags", "reach", "timeline", "graph", "run")
+    new = ("streams", "lags", "reach", "timeline", "graph", "run", "judged")
     data = {k: v for k, v in to_dict(samples.violation()).items() if k not in new}
     assert from_dict({**data, "schema": "causaltrace-report/1"}) == samples.violation()
 

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
+from causaltrace.context import Recorder
 from causaltrace.depends import Followed, Reach
 from causaltrace.lattice.cells import Cells
 from causaltrace.lattice.exact import Exact
 from causaltrace.schema import tensors
 from causaltrace.shadow import Shadow
 from causaltrace.static.tracer import Static
-from causaltrace.step import Recorder
 
 
 def blind(fn: Callable[..., Any], inputs: tuple[Tensor, ...], window: range) -> Followed:
