@@ -76,8 +76,8 @@ def empty(order: Order, ndim: int, algebra: Algebra) -> Shadow:
 
 def _plain(shadow: Shadow) -> bool:
     """Is there nothing but supports, an order, and what moves with elements?"""
-    moving = dict.fromkeys(("order", "label", "target", "mass", "post", "values"))
-    return shadow._replace(**moving)[2:] == UNHEDGED[1:]
+    bare = shadow._replace(order=None, label=None, target=None, mass=None, post=None, values=None)
+    return bare[2:] == UNHEDGED[1:]
 
 
 def _followed(step: Step, plane: str, bound: dict[str, Any], orders: dict[int, Order]) -> Followed:
