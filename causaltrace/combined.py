@@ -12,6 +12,7 @@ from torch import Tensor
 
 from causaltrace import mass
 from causaltrace.lattice.cells import Cells
+from causaltrace.order import Arrangement
 from causaltrace.rules.call import live
 from causaltrace.shadow import Shadow
 
@@ -60,7 +61,9 @@ def point(step: Step, carriers: list[tuple[Tensor, Shadow]]) -> Shadow | None:
     shadows = [
         s._replace(match=None) if s is not None and m else s for s, m in zip(shadows, matching, strict=True)
     ]
-    post = algebra.join(*[s.post for _, s in carriers], *[ledger.depends(s) for s in shadows])
+    arrangement = carriers[0][1].order and carriers[0][1].order.arrangement
+    joining = [s and _in_slots(s, arrangement) for s in shadows]
+    post = algebra.join(*[s.post for _, s in carriers], *[ledger.depends(s) for s in joining])
     if step.op.name in CHOOSING and len(carriers) > 1 and target is not None:
         post = algebra.join(post, ledger.read(ledger.positions(target)))
     masses = None if any(matching) or spread else _through(step, carriers)
@@ -82,6 +85,14 @@ def point(step: Step, carriers: list[tuple[Tensor, Shadow]]) -> Shadow | None:
         elif weight == 0:
             target = support = possible = None
     return Shadow(support, possible, target=target, post=post, mass=masses)
+
+
+def _in_slots(shadow: Shadow, arrangement: Arrangement | None) -> Shadow:
+    """What elements depend on besides the order that the readouts are in: that is part of their support."""
+    order = shadow.order
+    if order is None or order.arrangement is not arrangement:
+        return shadow
+    return shadow._replace(support=order.own, possible=order.hedge)
 
 
 def spreads(step: Step, carriers: list[tuple[Tensor, Shadow]]) -> bool:
