@@ -178,7 +178,7 @@ class Tracer(TorchDispatchMode):
         if touched and any(t.is_meta for t in inputs):  # no result has values, but in a list of others
             touched = [(t, entry) for t, entry in touched if not t.is_meta] if op.foreach else []
         if not touched:
-            out = body(self, func, args, kwargs) if op.foreign else func(*args, **kwargs)
+            out = body(self, func, args, kwargs) if op.foreign else op.call(*args, **kwargs)
             if finder is not None and finder.searching:
                 finder.made(tensors(out))
             return out
@@ -187,6 +187,7 @@ class Tracer(TorchDispatchMode):
                 out = self.decomposed(func, args, kwargs)
             if out is not NotImplemented:
                 return out
+        func = op.call
         with self._lock:
             self._op_name = op.full
             if (current_node() is not None) != self.backward:  # a new pass begins
