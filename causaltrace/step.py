@@ -12,6 +12,7 @@ from causaltrace import arranged, distribution, mass, rules
 from causaltrace.combined import bare, is_score, matches, mixed, point
 from causaltrace.lattice.cells import Algebra, Cells
 from causaltrace.ledger import Ledger, Pending
+from causaltrace.places import checking
 from causaltrace.readout import decided, is_loss, matched, onehot, selector, sums, targets, unchanged
 from causaltrace.rules.call import OpCall, known
 from causaltrace.rules.ordered import MAKERS
@@ -173,6 +174,8 @@ class Step:
         named = [t for name in self.op.escapes for t in tensors(self.bound.get(name))]
         if self.op.rule.fn is rules.index.distinct:  # one element is one
             named = [t for t in named if t.numel() > 1]
+        if self.op.name == "_local_scalar_dense" and self.out is True and checking():  # else it raises
+            return []
         if self.op.name == "rrelu_with_noise" and not self.bound.get("training"):  # draws nothing
             return []
         if "indices" in self.op.escapes:  # a mask decides how many elements there are, positions do not
