@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from causaltrace._compat import current_node, decompose, is_fake, storage_of
+from causaltrace.after import After
 from causaltrace.distribution import note
 from causaltrace.foreach import element, flat
 from causaltrace.graph.record import Record
@@ -26,7 +27,7 @@ from causaltrace.places import site as place
 from causaltrace.schema import SILENT, Op, describe, describe_higher_order, only_checks, tensors
 from causaltrace.shadow import UNHEDGED, Entry, Memory, Shadow
 from causaltrace.site import Site
-from causaltrace.step import After, Recorder, Step
+from causaltrace.step import Recorder, Step
 from causaltrace.unfollowed import ALIASES, KEEPING, also, body, sparse, unfollowed
 
 _NUMBERS = (int, float, bool)
