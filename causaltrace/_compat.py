@@ -70,7 +70,21 @@ def has_composite_kernel(func: torch._ops.OpOverload) -> bool:
 def decompose(func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The composite kernel that torch itself would run. ``func.decompose`` prefers a decomposition written in
     Python for compilers, whose results may differ (torch 2.11: the states of an LSTM have another shape)."""
-    return func._op_dk(torch._C.DispatchKey.CompositeImplicitAutograd, *args, **kwargs)
+    return run(func._op_dk, torch._C.DispatchKey.CompositeImplicitAutograd, *args, **kwargs)
+
+
+def run(func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    """A composite below a mode, as torch runs it above: in inference mode views of parameters require grad,
+    which ``matmul`` goes by, but where a mode has excluded the key that says so they do not."""
+    if not torch.is_inference_mode_enabled():
+        return func(*args, **kwargs)
+    key = torch._C.DispatchKey.ADInplaceOrView
+    excluded = torch._C._dispatch_tls_is_dispatch_key_excluded(key)
+    torch._C._dispatch_tls_set_dispatch_key_excluded(key, False)
+    try:
+        return func(*args, **kwargs)
+    finally:
+        torch._C._dispatch_tls_set_dispatch_key_excluded(key, excluded)
 
 
 def has_own_kernel(func: torch._ops.OpOverload) -> bool:

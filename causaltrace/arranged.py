@@ -12,7 +12,8 @@ from causaltrace.rules.ordered import Followed, masks, of_mask, through
 from causaltrace.shadow import UNHEDGED, Shadow
 
 if TYPE_CHECKING:
-    from causaltrace.step import After, Step
+    from causaltrace.after import After
+    from causaltrace.step import Step
 
 
 def by_masks(step: Step) -> None:

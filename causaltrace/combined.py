@@ -78,12 +78,12 @@ def point(step: Step, carriers: list[tuple[Tensor, Shadow]]) -> Shadow | None:
             *[ledger.depends(s, "possible") for s in shadows],
         )
     if step.op.name == "mul":  # a weight of exactly 0 takes the position out of the score
-        weight = rest[0] if rest else step.bound.get("other")
-        if isinstance(weight, Tensor):
+        weights = [w for w in (step.bound["self"], step.bound["other"]) if id(w) not in mine]
+        if any(not isinstance(w, Tensor) and w == 0 for w in weights):
+            target = support = possible = None
+        for weight in rest:
             kept = live(weight, tuple(range(weight.ndim))).expand(out.shape)
             target, support, possible = (algebra.keep(c, kept) for c in (target, support, possible))
-        elif weight == 0:
-            target = support = possible = None
     return Shadow(support, possible, target=target, post=post, mass=masses)
 
 

@@ -27,7 +27,7 @@ KEYS = "keys"  #: the sorted integers, ascending
 COUNTS = "counts"  #: how many keys are 0, 1, 2, ...
 ENDS = "ends"  #: the slots before which the keys 0, 1, 2, ... end
 PLACES = "places"  #: slot -> the coordinates of its item in the mask
-COLUMN = "column"  #: slot -> one of them
+COLUMN = "column"  #: slot -> one of them, or a constant more
 MASK = "mask"  #: the mask itself: its true elements are the items, in order
 
 
@@ -50,7 +50,8 @@ class Arrangement:
 class Order(NamedTuple):
     """``dim`` holds the slots of the arrangement; ``own`` is what each element depends on besides the order.
     Of an inverse, counts, ends and masks no dim holds slots. ``column``: which coordinate a column of places
-    is. ``hedge``: ``own`` on the plane of what is possible (None: the same)."""
+    is; its elements are ``shift`` more. ``hedge``: ``own`` on the plane of what is possible (None: the same).
+    """
 
     arrangement: Arrangement
     role: str
@@ -58,6 +59,7 @@ class Order(NamedTuple):
     own: Cells | None
     column: int = 0
     hedge: Cells | None = None
+    shift: int = 0
 
     def given(self, plane: str) -> Cells | None:
         """What each element depends on, besides the order, on this plane."""

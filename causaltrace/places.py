@@ -17,6 +17,11 @@ _OURS = os.path.dirname(__file__) + os.sep
 #: Launches kernels that no operation tells of.
 _LAUNCHING = os.path.join(_TORCH, "cuda", "_utils.py")
 _TRANSFORMS = os.path.join("_functorch", "eager_transforms.py")
+#: Raise where an argument is out of range, and do nothing else with what they read.
+_CHECKING = frozenset(
+    f.__code__
+    for f in (torch.distributions.Distribution.__init__, torch.distributions.Distribution._validate_sample)
+)
 _internal: dict[str, bool] = {}
 #: Module paths by the ids of the modules, for modules that are alive.
 _paths: dict[tuple[int, ...], tuple[tuple[weakref.ref[torch.nn.Module], ...], str]] = {}
@@ -49,6 +54,14 @@ def bookkeeping(frame: FrameType, name: str, address: bool) -> bool:
 def ours(frame: FrameType) -> bool:
     """Is it causaltrace's own code?"""
     return frame.f_code.co_filename.startswith(_OURS)
+
+
+def checking() -> bool:
+    """Is it a check of arguments, of torch's own, that asks for a value?"""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename.startswith(_OURS):
+        frame = frame.f_back
+    return frame is not None and frame.f_code in _CHECKING
 
 
 def modules_running() -> list[torch.nn.Module]:

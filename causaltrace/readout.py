@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from causaltrace.distribution import read as read_mass
-from causaltrace.lattice.cells import Cells
+from causaltrace.lattice.cells import Algebra, Cells
 from causaltrace.ledger import Ledger
 from causaltrace.mass import pack, proved
 from causaltrace.rules.call import known
@@ -39,19 +39,27 @@ def sums(op: Op, bound: dict[str, Any]) -> bool:
     return op.name == FUSED or op.name.startswith("nll_loss") and bound.get("reduction", 1) != 0
 
 
-def selector(op: Op, bound: dict[str, Any], memory: Memory, ledger: Ledger) -> Tensor | None:
+def selector(op: Op, bound: dict[str, Any], read: Read, memory: Memory, ledger: Ledger) -> Tensor | None:
     """The tensor of verbatim labels that this op picks classes with, if it is a readout.
 
     Losses always; ``gather`` from rows; ``logp[i, y]`` with one tensor index per dim. A look-up in a 1-D
     table that is no distribution, and is constant or looked up at a label that is scored, is no readout.
     A registered loss says what it reads.
     """
+    index, x = _classes(op, bound), bound.get("self")
+    shadow = None if index is None else read(index)
+    if shadow is None or shadow.label is None:
+        return None
+    looks_up = op.name in ("gather", "index") and isinstance(x, Tensor) and x.ndim == 1
+    return None if looks_up and not _charges(bound["self"], shadow.label, memory, ledger) else index
+
+
+def _classes(op: Op, bound: dict[str, Any]) -> Tensor | None:
+    """What picks classes, if these are the labels."""
     index: Any
-    read = memory.read
     if op.rule.reads:
         index = bound.get(op.rule.reads)
-        shadow = read(index) if isinstance(index, Tensor) else None
-        return index if shadow is not None and shadow.label is not None else None
+        return index if isinstance(index, Tensor) else None
     x = bound.get("self", bound.get("input"))
     if not isinstance(x, Tensor) or not x.dtype.is_floating_point:
         return None
@@ -64,12 +72,7 @@ def selector(op: Op, bound: dict[str, Any], memory: Memory, ledger: Ledger) -> T
         if len(indices) != x.ndim or any(t is None or t.dtype == torch.bool for t in indices):
             return None
         index = indices[-1]
-    shadow = read(index) if isinstance(index, Tensor) else None
-    if shadow is None or shadow.label is None:
-        return None
-    if x.ndim == 1 and op.name in ("gather", "index") and not _charges(x, shadow.label, memory, ledger):
-        return None
-    return index
+    return index if isinstance(index, Tensor) else None
 
 
 def _charges(table: Tensor, label: Cells, memory: Memory, ledger: Ledger) -> bool:
@@ -81,6 +84,45 @@ def _charges(table: Tensor, label: Cells, memory: Memory, ledger: Ledger) -> boo
         return True
     counts = bool((table == table.round()).all())
     return not counts and bool(proved(read_mass(table, 0, memory), True).any())
+
+
+def renamed(op: Op, bound: dict[str, Any], shadows: dict[int, Shadow], algebra: Algebra) -> bool:
+    """Are rows read at what follows from each label alone, as the bounds of a range coder (``y + 1``) or the
+    cluster of a class (``cluster[y]``)? It is taken for the label, which has another name in these rows."""
+    x, index = bound.get("self"), _classes(op, bound)
+    if op.rule.reads or index is None or not isinstance(x, Tensor) or x.ndim < 2 or sums(op, bound):
+        return False
+    label = _alone(shadows.get(id(index)), algebra)
+    if label is None:
+        return False
+    shadows[id(index)] = Shadow(label=label)
+    for other in bound.get("indices") or ():  # places of the same label belong to its name
+        same = None if other is index else _alone(shadows.get(id(other)), algebra)
+        if same is not None and torch.equal(same.data, label.data):
+            del shadows[id(other)]
+    return True
+
+
+def ahead(shadow: Shadow, ledger: Ledger) -> bool:
+    """Are these readouts of labels that come after all that their rows depend on?"""
+    if shadow.target is None or shadow.support is None:
+        return False
+    positions, latest = ledger.positions(shadow.target).data[..., 0], shadow.support.data[..., 0] >> 1
+    return bool(((latest < positions) | (positions < 0)).all())
+
+
+def _alone(shadow: Shadow | None, algebra: Algebra) -> Cells | None:
+    """The label that each element depends on, where it is a single one."""
+    if shadow is None or shadow.support is None or shadow != Shadow(shadow.support):
+        return None
+    cells = shadow.support
+    while cells.origin is not None and cells.origin.site is None and len(cells.origin.parents) == 1:
+        cells = cells.origin.parents[0]  # through views
+    if cells.origin is None or len(cells.origin.parents) != 1:
+        return None
+    if not any(cells is read for read in cells.origin.parents[0].moved.values()):
+        return None
+    return algebra.move(shadow.support, lambda data: data[..., :1] >> 1)
 
 
 def targets(op: Op, bound: dict[str, Any], index: Tensor, out: Tensor, read: Read, ledger: Ledger) -> Cells:
@@ -233,6 +275,8 @@ def unchanged(
     if not known(x):
         return _in_range(op, bound, shadow)
     same, algebra = outs[0] == x, ledger.algebra
+    if op.name in ("remainder", "fmod") and not bool(same.all()):  # a part of each label (``y % 16``)
+        return None
     changed = algebra.keep(ledger.read(shadow.label), ~same)
     possible = None if shadow.possible is None else algebra.join(shadow.possible, changed)
     return Shadow(algebra.join(shadow.support, changed), possible, label=algebra.keep(shadow.label, same))

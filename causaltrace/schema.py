@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 
 from causaltrace import rules
-from causaltrace._compat import has_composite_kernel, has_own_kernel, siblings
+from causaltrace._compat import has_composite_kernel, has_own_kernel, run, siblings
 from causaltrace.rules import move, pointwise
 from causaltrace.rules.call import tensors as tensors
 
@@ -69,7 +70,7 @@ class Op:
     shows the same as another dtype; ``foreign``: not an operation of torch's own; ``sized``: takes sizes;
     ``foreach``: a rule for each list element; ``shares``: element-wise, with one result; ``joins``: whatever
     its operands hold; ``distributes``: what it makes may be distributions; ``derived``: how its rule follows
-    from its schema or tags; ``calls``: how often it ran.
+    from its schema or tags; ``calls``: how often it ran; ``call``: runs it.
     """
 
     name: str
@@ -92,6 +93,7 @@ class Op:
     foreign: bool = False
     sized: bool = False
     calls: int = 0
+    call: Any = None
 
     def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """Arguments by schema name; defaults left out."""
@@ -109,6 +111,7 @@ def describe(func: torch._ops.OpOverload) -> Op:
     foreach = schema.name.startswith("aten::_foreach_")
     outs = tuple(a.name for a in schema.arguments if a.is_out)
     view = rule.kind == rules.VIEW or (aliased and not written)
+    implicit = has_composite_kernel(func)
     return Op(
         name=name,
         full=str(func),
@@ -118,7 +121,8 @@ def describe(func: torch._ops.OpOverload) -> Op:
         outs=outs,
         early=written[:1] == ("self",) and all(r.alias_info is not None for r in schema.returns),
         view=view,
-        composite=has_composite_kernel(func) and (aliased or name not in rules.TABLE or _spelling(func)),
+        composite=implicit and (aliased or name not in rules.TABLE or _spelling(func)),
+        call=functools.partial(run, func) if implicit else func,
         foreach=foreach,
         escapes=(MASKED | UNTAGGED).get(name, tuple(a.name for a in schema.arguments))
         if SHAPED.intersection(func.tags) or _tells_python(func) or name in (*DRAWING, *UNTAGGED, *BESIDE)

@@ -9,12 +9,24 @@ import torch
 from torch import Tensor
 
 from causaltrace import arranged, charge, distribution, mass, rules
+from causaltrace.after import After
 from causaltrace.combined import bare, is_score, matches, mixed, point, spreads
 from causaltrace.context import Context
-from causaltrace.counts import Held
 from causaltrace.lattice.cells import Cells
 from causaltrace.ledger import Pending
-from causaltrace.readout import decided, is_loss, matched, onehot, selector, sums, targets, unchanged
+from causaltrace.places import checking
+from causaltrace.readout import (
+    ahead,
+    decided,
+    is_loss,
+    matched,
+    onehot,
+    renamed,
+    selector,
+    sums,
+    targets,
+    unchanged,
+)
 from causaltrace.rules.call import OpCall, known
 from causaltrace.rules.ordered import MAKERS
 from causaltrace.schema import Op, tensors
@@ -61,6 +73,7 @@ class Step:
         "out",
         "outs",
         "reduced",
+        "renamed",
         "shadows",
         "tracer",
     )
@@ -81,6 +94,7 @@ class Step:
         self.inputs = inputs
         self.moved: set[int] = set()
         self.index: Tensor | None = None
+        self.renamed = False
         self.gate: Tensor | None = None
         self.reduced = False
         self.kind = op.rule.kind
@@ -99,6 +113,18 @@ class Step:
 
     def after(self) -> After:
         """Supports of the results, and what happened to readouts on the way."""
+        if self.kind == rules.READ and not self.backward:
+            before = dict(self.shadows)
+            self.renamed = renamed(self.op, self.bound, self.shadows, self.tracer.algebra)
+            if self.renamed:
+                after = self._after()
+                if ahead(after.shadows[0], self.tracer.ledger):
+                    return after
+                self.shadows, self.index, self.moved, self.renamed = before, None, set(), False
+                self.kind, self.reduced = self.op.rule.kind, False
+        return self._after()
+
+    def _after(self) -> After:
         special = hedged = False
         ordered = self.op.name in MAKERS
         arranged.by_masks(self)
@@ -147,6 +173,8 @@ class Step:
         named = [t for name in self.op.escapes for t in tensors(self.bound.get(name))]
         if self.op.rule.fn is rules.index.distinct:  # one element is one
             named = [t for t in named if t.numel() > 1]
+        if self.op.name == "_local_scalar_dense" and self.out is True and checking():  # else it raises
+            return []
         if self.op.name == "rrelu_with_noise" and not self.bound.get("training"):  # draws nothing
             return []
         if "indices" in self.op.escapes:  # a mask decides how many elements there are, positions do not
@@ -172,7 +200,7 @@ class Step:
                 blind = blind or name in SELECTORS and not known(t)
         self.moved -= chosen
         if self.kind == rules.READ:
-            self.index = selector(self.op, self.bound, self.tracer.memory, self.tracer.ledger)
+            self.index = selector(self.op, self.bound, self._shadow, self.tracer.memory, self.tracer.ledger)
             if self.op.rule.reads:
                 self.moved.clear()
                 if self.index is None or self.index.shape != self.outs[0].shape:
@@ -189,6 +217,9 @@ class Step:
         ):
             gate = self.bound.get("condition", self.bound.get("mask"))
             self.gate = gate if isinstance(gate, Tensor) else None
+
+    def _shadow(self, t: Tensor) -> Shadow | None:
+        return self.shadows.get(id(t))
 
     def _chooses(self) -> bool:
         """Does a condition choose between elements?"""
@@ -291,9 +322,7 @@ class Step:
         if tracer.silent:
             pass
         elif self.index is not None and self.outs:
-            numbers = targets(
-                self.op, self.bound, self.index, self.outs[0], tracer.memory.read, tracer.ledger
-            )
+            numbers = targets(self.op, self.bound, self.index, self.outs[0], self._shadow, tracer.ledger)
             masses = self._read_out()
             if self.reduced:
                 values = None if tracer.blind else charge.summed(self.op, self.bound, self.index)
@@ -409,7 +438,7 @@ class Step:
 
     def _read_out(self) -> Cells | None:
         """The mass of what is read out."""
-        if self.tracer.blind or self.index is None:
+        if self.tracer.blind or self.index is None or self.renamed:
             return None
         lanes = distribution.at_labels(self.op, self.bound, self.index, self.tracer.memory)
         return mass.pack(lanes, self.index.ndim if self.reduced else self.outs[0].ndim)
@@ -445,30 +474,3 @@ def opaque(tracer: Context, op: str, cells: Cells) -> None:
     if tracer.strict:
         raise OpaqueOpError(f"{op} has no rule and strict=True (at {site}): {REMEDY}, or drop strict")
     tracer.recorder.opaque(op, cells, site)
-
-
-class After:
-    """What one op leaves to be done once its results are written."""
-
-    __slots__ = ("candidates", "escapes", "leaving", "picked", "shadows", "sized")
-
-    def __init__(self, shadows: list[Shadow] | None = None) -> None:
-        self.shadows: list[Shadow] = shadows or []
-        self.leaving: list[Shadow] = []
-        self.picked: list[Shadow] = []
-        self.candidates: list[Pending] = []
-        self.escapes: list[tuple[str, Shadow]] = []
-        self.sized: list[Held] | None = None  #: as many elements as masks chose; what that tells of
-
-    def report(self, tracer: Context) -> None:
-        if not (self.leaving or self.picked or self.candidates or self.escapes):
-            return
-        site = tracer.site("score")
-        for shadow in self.picked:
-            tracer.recorder.picked(shadow, site)
-        for shadow in self.leaving:
-            tracer.recorder.scored(shadow, site)
-        for pending in self.candidates:
-            tracer.recorder.candidate(pending, site)
-        for what, shadow in self.escapes:
-            tracer.recorder.escaped(what, shadow, tracer.site("host"))

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from causaltrace._compat import current_node, decompose, is_fake, storage_of
+from causaltrace.after import After
 from causaltrace.arranged import empty
 from causaltrace.context import Recorder
 from causaltrace.counts import Counts, Held, storage
@@ -28,7 +29,7 @@ from causaltrace.places import site as place
 from causaltrace.schema import SILENT, Op, describe, only_checks, tensors
 from causaltrace.shadow import UNHEDGED, Entry, Memory, Shadow
 from causaltrace.site import Site
-from causaltrace.step import After, Step
+from causaltrace.step import Step
 from causaltrace.unfollowed import ALIASES, KEEPING, body, higher_order, sparse
 
 _NUMBERS = (int, float, bool)
@@ -190,7 +191,7 @@ class Tracer(TorchDispatchMode):
         if touched and any(t.is_meta for t in inputs):  # no result has values, but in a list of others
             touched = [(t, entry) for t, entry in touched if not t.is_meta] if op.foreach else []
         if not touched:
-            out = body(self, func, args, kwargs) if op.foreign else func(*args, **kwargs)
+            out = body(self, func, args, kwargs) if op.foreign else op.call(*args, **kwargs)
             if finder is not None and finder.searching:
                 finder.made(tensors(out))
             return out
@@ -199,6 +200,7 @@ class Tracer(TorchDispatchMode):
                 out = self.decomposed(func, args, kwargs)
             if out is not NotImplemented:
                 return out
+        func = op.call
         with self._lock:
             self._op_name = op.full
             if (current_node() is not None) != self.backward:  # a new pass begins

@@ -47,6 +47,13 @@ def rows(x: Tensor, y: Tensor) -> Tensor:
     return x[torch.arange(len(y)), y]
 
 
+def in_numpy(a: Tensor, b: Tensor, y: Tensor) -> Tensor:
+    """Numbers come first; half of the labels have no probability in one of the rows."""
+    seldom = b.masked_fill(torch.arange(VOCAB) % 2 == 0, -math.inf).softmax(-1)
+    p, q = at(a.softmax(-1), y).numpy(), at(seldom, y).numpy()
+    return torch.from_numpy(-np.log(0.25 * p + 0.75 * q))
+
+
 NORMALISED: dict[str, Score] = {
     "cross_entropy": lambda a, b, y: F.cross_entropy(a, y, reduction="none"),
     "closed form": lambda a, b, y: lse(a) - at(a, y),
@@ -75,6 +82,7 @@ NORMALISED: dict[str, Score] = {
     "mixture in place": lambda a, b, y: (
         at(a.softmax(-1), y).mul_(0.25).add_(at(b.softmax(-1), y), alpha=0.75).log_().neg_()
     ),
+    "mixture in numpy": in_numpy,
     "lerp": lambda a, b, y: -torch.lerp(at(a.softmax(-1), y), at(b.softmax(-1), y), gate(a)).log(),
     "logaddexp": lambda a, b, y: (
         -torch.logaddexp(at(a.log_softmax(-1), y) + math.log(0.3), at(b.log_softmax(-1), y) + math.log(0.7))
@@ -126,8 +134,33 @@ UNNORMALISED: dict[str, Score] = {
     "tilt left unnormalised": lambda a, b, y: -at(a.log_softmax(-1) + 0.7 * F.one_hot(top(a), VOCAB), y),
 }
 
+
+def bounds(a: Tensor, y: Tensor) -> Tensor:
+    """The bounds of a range coder."""
+    cdf = F.pad(a.softmax(-1).cumsum(-1), (1, 0))
+    return -(at(cdf, y + 1) - at(cdf, y)).log()
+
+
+def clusters(a: Tensor, b: Tensor, y: Tensor) -> Tensor:
+    """The cluster of a class, and the class in its cluster."""
+    cluster = y // 3
+    return F.cross_entropy(b[:, : -(-VOCAB // 3)], cluster, reduction="none") - at(a.log_softmax(-1), y)
+
+
 #: What the arithmetic does not show.
 NOT_SHOWN: dict[str, Score] = {
+    "bounds of a range": lambda a, b, y: bounds(a, y),
+    "bounds in numpy": lambda a, b, y: torch.from_numpy(
+        np.log((cdf := a.softmax(-1).cumsum(-1).numpy())[np.arange(len(y)), y.numpy() - 1])
+        - np.log(cdf[np.arange(len(y)), y.numpy()])
+    ),
+    "clusters of classes": clusters,
+    "a class that the prefix and the label choose": lambda a, b, y: (
+        F.cross_entropy(a, y, reduction="none") + at(b, (y + top(a)) % VOCAB)
+    ),
+    "a class in its cluster": lambda a, b, y: (
+        -a[:, :6].view(-1, 2, 3)[torch.arange(len(y)), torch.arange(VOCAB)[y] // 3 % 2, y % 3]
+    ),
     "tilt": lambda a, b, y: tilt(a, y),
     "tilt with where": lambda a, b, y: (
         -(
@@ -149,6 +182,9 @@ NOT_SHOWN: dict[str, Score] = {
 
 #: The label decides more than where the row is read.
 BY_LABEL: dict[str, Score] = {
+    "a table read at a part of the label": lambda a, b, y: (
+        F.cross_entropy(a, y, reduction="none") * torch.linspace(0.5, 1, 4)[y // 4 % 4]
+    ),
     "best of two": lambda a, b, y: torch.minimum(
         F.cross_entropy(a, y, reduction="none"), F.cross_entropy(b, y, reduction="none")
     ),

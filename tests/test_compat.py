@@ -35,6 +35,7 @@ from causaltrace._compat import (
     is_fake,
     is_wrapped,
     owners,
+    run,
     siblings,
     storage_of,
     unseen_by_modes,
@@ -255,3 +256,18 @@ def test_strided_views_know_what_they_are_views_of() -> None:
     a = np.arange(4)
     between = np.lib.stride_tricks.as_strided(a[1:], (2,), (8,)).base
     assert isinstance(between, STRIDED) and between.base.base is a, HINT + "strided views have another base"
+
+
+def test_views_require_grad_below_a_mode_as_above_it() -> None:
+    """In inference mode, and only there, torch leaves the key that says so to what a mode calls."""
+    weight = torch.ones(2, 3, requires_grad=True)
+    found: list[bool] = []
+
+    class Mode(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            found.append(run(weight.t).requires_grad)
+            return func(*args, **(kwargs or {}))
+
+    with torch.inference_mode(), Mode():
+        torch.ones(1)
+    assert found == [True], HINT + "views of parameters need another key to require grad"

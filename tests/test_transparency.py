@@ -213,3 +213,26 @@ def test_decompositions_for_compilers_are_not_run(monkeypatch: pytest.MonkeyPatc
         run(x)
         causaltrace.dependencies(run, x)
     assert runs[0] == runs[1]
+
+
+@pytest.mark.parametrize("layer", ["linear", "gru", "rnn"])
+@pytest.mark.parametrize("known", [True, False])
+def test_views_of_parameters_require_grad_in_inference_mode(layer: str, known: bool) -> None:
+    """``matmul`` multiplies in another way where they do, and its sums have another last bit."""
+    torch.manual_seed(1)
+    kinds = {"linear": nn.Linear, "gru": nn.GRU, "rnn": nn.RNN}
+    options = {} if layer == "linear" else {"batch_first": True}
+    net, table = kinds[layer](32, 64, **options), torch.randn(64, 32)
+    tokens = torch.randint(64, (64,))
+
+    def run(tokens: Tensor) -> Tensor:
+        with torch.inference_mode():
+            x = table[tokens] if known else table
+            x = x.view(2, 32, 32)
+            out = net(x.transpose(0, 1)) if layer == "linear" else net(x)[0]
+            return out.clone()
+
+    before = run(tokens)
+    with causaltrace.watch(tokens):
+        inside = run(tokens)
+    assert torch.equal(before, inside)

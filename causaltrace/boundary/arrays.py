@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from causaltrace._compat import STRIDED, extent, storage_of
+from causaltrace.after import After
 from causaltrace.arranged import empty
 from causaltrace.counts import Held, storage
 from causaltrace.order import ITEMS
@@ -23,7 +24,6 @@ from causaltrace.parts import Depth
 from causaltrace.rules import TABLE, UNKNOWN, Rule
 from causaltrace.schema import Op, tensors
 from causaltrace.shadow import Entry, Shadow
-from causaltrace.step import After
 from causaltrace.tracer import Tracer
 
 # what these names hold before a watch patches them

@@ -58,7 +58,7 @@ def moved(call: Call) -> Any:
         if call.get("mode", "constant") not in FILLED or options.get("reflect_type", "even") != "even":
             return NotImplemented
     if call.others((first, "out")):
-        return call.opaque()
+        return _repeated(call) if call.name == "repeat" else call.opaque()
     if call.get("out") is not None:
         return call.into(call.name, {"inputs": inputs, "numbers": _numbers(call, first, inputs)}, PLACED)
     if call.name in VARIADIC:
@@ -74,6 +74,20 @@ def moved(call: Call) -> Any:
         bound = {"inputs": inputs, "numbers": [numbers[i] for i in fresh]}
         call.arrays.done(call.full, made, call.arrays.follow(call.full, call.name, bound, made, PLACED))
     return out
+
+
+def _repeated(call: Call) -> Any:
+    """How often each element is repeated is told, since the number of results is; so is where each goes."""
+    arrays, a, axis = call.arrays, call.array("a"), call.get("axis")
+    if axis is None:
+        a, axis = np.ravel(a), 0
+    axis %= max(a.ndim, 1)
+    arrays.told(call.full, call.given["repeats"])
+    places = torch.from_numpy(
+        arrays.plainly(np.repeat, (np.arange(a.shape[axis]), call.given["repeats"]), {})
+    )
+    arrays.tracer.host_data(places, [])
+    return call.into("index", {"self": a, "indices": [*[None] * axis, places]})
 
 
 def _leaves(value: Any) -> list[Any]:

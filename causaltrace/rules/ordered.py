@@ -33,6 +33,7 @@ from causaltrace.rules.call import OpCall, Result, known
 Orders = Mapping[int, Order]
 #: Integers survive in these.
 LOSSLESS = (torch.int32, torch.int64, torch.float32, torch.float64)
+INTEGERS = (torch.int32, torch.int64)
 SLOTS = (ITEMS, PERMUTATION, KEYS, PLACES, COLUMN)
 #: Operations that put items into slots.
 MAKERS = ("sort", "nonzero")
@@ -91,6 +92,9 @@ def through(op: OpCall, rule: Callable[[OpCall], Result], pointwise: bool, order
         return Followed([], [op.lattice.join(c, _chosen(op, *back)) for c in _results(rule(op))])
     if rule is move.same:
         return _same(op, orders)
+    shifted = _shifted(op, orders) if op.name in ("add", "sub") else None
+    if shifted is not None:
+        return Followed([shifted])
     known = [o for t in op.inputs() if (o := orders.get(id(t))) is not None]
     slots = [o for o in known if o.role in SLOTS or (rule, o.role) in CHOOSING]
     if not known or len(slots) < len(known) or len({id(o.arrangement) for o in known}) > 1:
@@ -103,8 +107,9 @@ def through(op: OpCall, rule: Callable[[OpCall], Result], pointwise: bool, order
     cells = _results(rule(op))
     if rule is matmul.grouped_mm:  # whose weights a slot meets follows from its key
         cells = [op.lattice.join(c, _column(op, known[0].arrangement.keys)) for c in cells]
-    role = COLUMN if known[0].role == MASK and _counts_up(op.args["self"]) else ITEMS
-    return Followed([Order(known[0].arrangement, role, dim, c) for c in cells])
+    first = _counts_up(op) if known[0].role == MASK else None
+    role = ITEMS if first is None else COLUMN
+    return Followed([Order(known[0].arrangement, role, dim, c, shift=first or 0) for c in cells])
 
 
 def _results(result: Result) -> list[Cells | None]:
@@ -203,6 +208,23 @@ def _same(op: OpCall, orders: Orders) -> Followed:
     return Followed([order if kept else order._replace(role=ITEMS)])
 
 
+def _shifted(op: OpCall, orders: Orders) -> Order | None:
+    """Places, and the same number more for all of them."""
+    x, by = op.args["self"], op.args.get("other")
+    if op.name == "add" and id(by) in orders:
+        x, by = by, x
+    order = orders.get(id(x))
+    if order is None or order.role != COLUMN or op.get("alpha", 1) != 1 or op.out.shape != x.shape:
+        return None
+    if isinstance(by, Tensor):
+        if by.numel() != 1 or by.dtype not in INTEGERS or id(by) in orders or op.of(by) or not known(by):
+            return None
+        by = int(by)
+    if type(by) is not int or op.out.dtype not in INTEGERS:
+        return None
+    return order._replace(shift=order.shift + (by if op.name == "add" else -by))
+
+
 # -- orders cancel out ------------------------------------------------------------------------------------
 
 
@@ -245,6 +267,10 @@ def _puts_back(op: OpCall, orders: Orders) -> tuple[Order, int] | None:
         return None
     if target.role == MASK and index.shape != x.shape[dim : dim + index.ndim]:
         return None
+    if target.role == COLUMN:
+        size = target.arrangement.sizes[target.column]
+        if not 0 <= target.shift <= x.shape[dim] - size:
+            return None
     if id(values) not in orders and target.role in (COLUMN, MASK) and _alike(values, x, dim, index):
         return target, dim  # the same is written to all places
     if source is None or target.arrangement is not source.arrangement:
@@ -258,7 +284,7 @@ def _puts_back(op: OpCall, orders: Orders) -> tuple[Order, int] | None:
     if elsewhere and target.arrangement.size > 1:  # a single slot may be on any dim, or on none
         return None
     if target.role == COLUMN:
-        return (target, dim) if target.arrangement.sizes[target.column] == x.shape[dim] else None
+        return target, dim
     if target.arrangement.chosen is not None or not adds and target.role != PERMUTATION:
         return None  # where items that were not chosen would go; or, the last slot to write wins
     return target, dim
@@ -270,10 +296,13 @@ def _alike(values: Tensor, x: Tensor, dim: int, index: Tensor) -> bool:
     return values.ndim <= behind or values.shape[-1 - behind] < 2
 
 
-def _counts_up(x: Tensor) -> bool:
-    """0, 1, 2, ...: what is chosen of it are the places."""
-    places = x.ndim == 1 and x.dtype in (torch.int32, torch.int64) and known(x)
-    return places and bool((x == torch.arange(len(x), device=x.device)).all())
+def _counts_up(op: OpCall) -> int | None:
+    """n, n + 1, n + 2, ...: what is chosen of it are the places, and n more."""
+    x = op.tensor("self")
+    if x.ndim != 1 or x.dtype not in INTEGERS or op.of(x) is not None or not len(x) or not known(x):
+        return None
+    first = int(x[0])
+    return first if bool((x - first == torch.arange(len(x), device=x.device)).all()) else None
 
 
 def _chosen(op: OpCall, order: Order, dim: int) -> Cells | None:
@@ -288,7 +317,20 @@ def _chosen(op: OpCall, order: Order, dim: int) -> Cells | None:
         return None
     dims = chosen.dims if order.role == MASK else chosen.dims[order.column : order.column + 1]
     behind = ndim - dim - len(dims)
-    return lattice.reshaped(chosen, (1,) * dim + tuple(dims) + (1,) * behind)
+    chosen = lattice.reshaped(chosen, (1,) * dim + tuple(dims) + (1,) * behind)
+    places = op.tensor("self").shape[dim]
+    if order.role != COLUMN or sizes[order.column] == places:
+        return chosen
+    size, start = sizes[order.column], order.shift
+
+    def fn(data: Tensor) -> Tensor:
+        shape = list(data.shape)
+        shape[dim] = places
+        out = data.new_full(shape, lattice.lattice.bottom)
+        out.narrow(dim, start, size).copy_(data)
+        return out
+
+    return lattice.move(chosen, fn)
 
 
 def _at(index: Tensor, dim: int) -> list[Tensor | None]:

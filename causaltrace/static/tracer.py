@@ -19,6 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import _disable_current_modes
 
 from causaltrace._compat import current_node, decompose, is_fake, storage_of, unfaked
+from causaltrace.after import After
 from causaltrace.order import INVERSE, PERMUTATION
 from causaltrace.schema import SILENT, Op, describe, tensors
 from causaltrace.shadow import Memory, Shadow
@@ -30,7 +31,7 @@ from causaltrace.static.number import UnknownNumber
 from causaltrace.static.passes import Node
 from causaltrace.static.transfer import TABLE
 from causaltrace.static.values import LIMIT, Seen, Values, narrow, speaks, unknown
-from causaltrace.step import After, opaque
+from causaltrace.step import opaque
 from causaltrace.tracer import Tracer
 
 #: Operations that hand a value to Python.

@@ -90,6 +90,25 @@ def sharpened(rows: Array, counts: Array, totals: Array, hit: Array) -> None:
     rows[hit] = powers / powers.sum(1)[:, None]
 
 
+@form
+def places_of_a_part(rows: Array, counts: Array, totals: Array, hit: Array) -> None:
+    at = np.nonzero(hit[2:])[0]
+    rows[2 + at] = counts[2:][at] / totals[at + 2, None]
+
+
+@form
+def numbered_from_two(rows: Array, counts: Array, totals: Array, hit: Array) -> None:
+    at = np.arange(2, len(rows))[hit[2:]]
+    rows[at] = counts[at] / totals[at][:, None]
+
+
+@form
+def marked_in_a_part(rows: Array, counts: Array, totals: Array, hit: Array) -> None:
+    known = np.zeros(len(rows), bool)
+    known[np.flatnonzero(hit[2:]) + 2] = True
+    rows[known] = counts[known] / totals[known][:, None]
+
+
 def judged(fill: Callable[[Array, Array, Array, Array], None], first: bool) -> Report:
     """``first``: the chunk is counted before it is scored."""
     tokens = torch.randint(0, CLASSES, (LENGTH,), generator=torch.Generator().manual_seed(0))

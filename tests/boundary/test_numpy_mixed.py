@@ -93,6 +93,7 @@ TOLD: dict[str, Case] = {
     ),
     "plain[mask] alone": Case(lambda c: PLAIN[c], (B,), told=True),
     "plain.compress": Case(lambda c: PLAIN.compress(c), (B,), told=True),
+    "repeat": Case(lambda v, i: [np.repeat(v, i % 3), np.repeat(v[None], i, axis=1)], (V, I), told=True),
     "plain.repeat": Case(lambda i: PLAIN.repeat(i), (I,), told=True),
     "plain.fill": Case(fresh(lambda o, a: o.fill(a[0])), (V,), told=True),
     "plain.fill label": Case(fresh(lambda o, i: o.fill(i[0])), (I,), told=True),

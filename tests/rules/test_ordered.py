@@ -147,9 +147,23 @@ def chosen_elements(x: Tensor, keys: Tensor) -> list[Tensor]:
     return [one, two, three, x.index_put((mask,), torch.tensor([7.0]))]
 
 
+def places_and_a_constant(x: Tensor, keys: Tensor) -> list[Tensor]:
+    """A mask over a part of what is written to."""
+    mask = keys > 0
+    items = mask.nonzero()[:, 0]
+    out = [torch.zeros(N + 2, 2), torch.zeros(N + 2), torch.zeros(2, N + 2), torch.ones(N + 2, 2)]
+    wide = F.pad(x, (0, 0, 1, 1))
+    out[0][items + 1] = wide[1 + items] * 2.0
+    out[1][items - -2] = 3.0
+    out[2].index_copy_(1, items.add(torch.tensor(1)), x[items].t())
+    out[3][torch.arange(2, N + 2)[mask]] = x[mask].exp()
+    return [*out, torch.zeros(N + 1, 2).index_add(0, items, x[items])]
+
+
 @pytest.mark.parametrize(
     "fn",
     [
+        places_and_a_constant,
         chosen_by_masks,
         chosen_elements,
         by_table,
@@ -215,6 +229,10 @@ def test_what_tells_slots_apart_depends_on_the_order(name: str) -> None:
 TELLING_PLACES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "elsewhere": lambda y, items: torch.zeros(N, 2).index_add(0, items // 2, y),
     "shifted": lambda y, items: torch.zeros(N, 2).index_add(0, (items + 1) % N, y),
+    "shifted back": lambda y, items: torch.zeros(N + 2, 2).index_put((items - 1,), y),
+    "shifted by some": lambda y, items: torch.zeros(N + 9, 2).index_put((items + items[:1],), y),
+    "shifted twice": lambda y, items: torch.zeros(N + 9, 2).index_put((torch.add(items, 1, alpha=2),), y),
+    "counted down": lambda y, items: torch.zeros(N + 2, 2).index_put((N - items,), y),
     "reversed": lambda y, items: torch.zeros(N, 2).index_add(0, items.flip(0), y),
     "values reversed": lambda y, items: torch.zeros(N, 2).index_add(0, items, y.flip(0)),
     "weights of slots": lambda y, items: torch.zeros(N, 2).index_add(0, items, y * NUMBERS[: len(y), None]),
