@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from causaltrace import rules
+from causaltrace.combined import is_score
 from causaltrace.lattice.cells import Algebra
 from causaltrace.order import Order
 from causaltrace.rules.call import OpCall
@@ -37,7 +38,9 @@ def _rows(step: Step) -> None:
     ledger = step.tracer.ledger
     for t in step.inputs:
         shadow = step.shadows.get(id(t))
-        if shadow is None or shadow.order is None or shadow.target is None or t.shape == step.outs[0].shape:
+        if shadow is None or shadow.order is None or shadow.target is None or is_score(shadow):
+            continue
+        if t.shape == step.outs[0].shape:
             continue
         order = shadow.order
         given = ledger.value(shadow._replace(support=order.own, possible=order.hedge, order=None))

@@ -67,9 +67,10 @@ def point(step: Step, carriers: list[tuple[Tensor, Shadow]]) -> Shadow | None:
     if step.op.name in CHOOSING and len(carriers) > 1 and target is not None:
         post = algebra.join(post, ledger.read(ledger.positions(target)))
     masses = None if any(matching) or spread else _through(step, carriers)
-    if spread:  # a part of a charge is charged to the same account; of anything else nothing is known
-        charges = all(is_score(s) for _, s in carriers)
-        masses = carriers[0][1].mass if charges else mass.pack(mass.unknown(out.device), out.ndim)
+    if not all(is_score(s) for _, s in carriers):  # data, unless arithmetic makes a charge of it
+        masses = masses or mass.pack(mass.unknown(out.device), out.ndim)
+    elif spread:  # a part of a charge is charged to the same account
+        masses = carriers[0][1].mass
     support = algebra.join(*[s.support for _, s in carriers])
     possible = None
     if any(s.possible is not None for s in step.shadows.values()):
@@ -96,10 +97,10 @@ def _in_slots(shadow: Shadow, arrangement: Arrangement | None) -> Shadow:
 
 
 def spreads(step: Step, carriers: list[tuple[Tensor, Shadow]]) -> bool:
-    """Does each readout go to several elements? So data do, like totals that counts are divided by, and no
-    sums of scores."""
+    """Are these readouts no charges, each of which goes to several elements? So do data, like totals that
+    counts are divided by."""
     size = max((t.numel() for t in step.outs), default=0)
-    if size < 2 or step.tracer.blind:
+    if size < 2 or step.tracer.blind or any(is_score(s) for _, s in carriers):
         return False
     return all(size > len(s.target.data.unique()) for _, s in carriers if s.target is not None)
 
@@ -158,13 +159,15 @@ def mixed(step: Step, carriers: list[tuple[Tensor, Shadow]]) -> Shadow | None:
         algebra.reduce(cells, [dim], keepdim)
         for cells in (shadow.support, shadow.possible, shadow.target, shadow.post)
     )
-    masses = None
-    if shadow.mass is not None:
-        lanes = mass.unpack(shadow.mass.data)
+    masses = shadow.mass
+    if masses is not None and where.shape[dim] == 1:  # parts of one readout
+        masses = masses if keepdim or len(masses.dims) < x.ndim else algebra.squeeze(masses, [dim])
+    elif masses is not None:
+        lanes = mass.unpack(masses.data)
         lanes = lanes.expand(*[x.shape[d] if d == dim else n for d, n in enumerate(lanes.shape[:-1])], -1)
         found = mass.mixed(step.op.name, lanes, dim)
-        if found is not None:
-            masses = mass.pack(found.unsqueeze(dim) if keepdim else found, step.outs[0].ndim)
+        found = found if found is None or not keepdim else found.unsqueeze(dim)
+        masses = None if found is None else mass.pack(found, step.outs[0].ndim)
     return Shadow(support, possible, target=target, post=post, mass=masses)
 
 

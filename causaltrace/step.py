@@ -357,7 +357,7 @@ class Step:
             elif picks:
                 after.picked += [s for _, s in carriers]
             elif spreads(self, carriers):
-                after.candidates += [Pending(s, tracer.site("score")) for _, s in carriers if is_score(s)]
+                pass
             else:
                 after.leaving += [s for _, s in carriers]
                 first = first._replace(tally=True)
