@@ -204,6 +204,8 @@ class Judge:
             given, remedy = "a value that depends", "keep the value in torch"
             if what in COUNTING:
                 given, remedy = "a number of elements that depends", "choose them with where, of all rows"
+            if what == "nonzero":
+                remedy += ", or declassify the condition (where documents begin, say)"
             message = f"{NAMES.get(what, what)} gave Python {given} on labels"
             remedy = f"score these positions before it leaves, or {remedy}"
             self.escapes[what, site] = Notice("CT091", message, remedy, site, label=label)

@@ -8,6 +8,7 @@ replaced under every name that a module has for them.
 
 from __future__ import annotations
 
+import copy
 import functools
 import os
 import sys
@@ -46,6 +47,8 @@ from causaltrace.replaced import replaced
 from causaltrace.schema import CHECKING, SILENT, tensors
 from causaltrace.tracer import Tracer
 
+#: What ``copy.copy`` runs: it takes the parts of a tensor and puts another one together.
+SHALLOW = copy.copy.__code__
 #: Methods that hand a tensor's values or memory to something that is not torch.
 LEAVING = ("tolist", "apply_", "map_", "map2_", "__reduce_ex__")
 #: Those whose result is good for writing, too, and as long as the tensor lives; some are new.
@@ -56,6 +59,11 @@ ENTERING = ("tensor", "as_tensor", "asarray", "from_numpy")
 SHARED = ("frombuffer", "from_dlpack", "from_file")
 #: Methods of generators that take a state as a tensor.
 STATES = ("set_state", "__setstate__")
+
+
+def _is_memory(t: Tensor) -> bool:
+    """Is there nothing to a tensor but its memory and its geometry?"""
+    return type(t) is Tensor and t.layout is torch.strided and not t.is_quantized
 
 
 class Host:
@@ -154,6 +162,12 @@ class Host:
             if is_fake(t) or bookkeeping(sys._getframe(1), original.__name__, address):
                 return original(t, *args, **kwargs)
             tracer.seek(t)
+            if name == "__reduce_ex__" and sys._getframe(1).f_code is SHALLOW and _is_memory(t):
+                tracer.quiet += 1  # a second tensor over it
+                try:
+                    return original(t, *args, **kwargs)
+                finally:
+                    tracer.quiet -= 1
             if name == "__reduce_ex__":
                 outside.saved(t)
             elif name != "tolist":

@@ -24,7 +24,9 @@ def judged(kind: type[Categorical], classes: int = CLASSES) -> Report:
     with causaltrace.watch(tokens) as trace:
         for start in range(0, LENGTH - 1, CHUNK):
             with contextlib.suppress(ValueError):
-                rows = kind(logits=table[tokens[start : start + CHUNK]])
+                rows = kind(
+                    logits=table[tokens[start : start + CHUNK]], validate_args=True
+                )  # compilers turn it off
                 total -= rows.log_prob(tokens[start + 1 : start + CHUNK + 1]).sum()
     return trace.report
 

@@ -120,3 +120,20 @@ def test_a_reason_must_be_given(reason: object) -> None:
         causaltrace.declassify(torch.ones(1), reason=reason)  # type: ignore[arg-type]
     with pytest.raises(TypeError):
         causaltrace.declassify(torch.ones(1))  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_where_documents_begin_may_be_declassified(known: bool) -> None:
+    """An eval that goes through documents one by one reads first where they begin; the report says so."""
+    generator = torch.Generator().manual_seed(0)
+    tokens, table = torch.randint(1, 8, (40,), generator=generator), torch.randn(8, 8, generator=generator)
+    tokens[[0, 11, 30]] = 0
+    with causaltrace.watch(tokens) as trace:
+        begins = tokens == 0
+        if known:
+            begins = causaltrace.declassify(begins, reason="where documents begin")
+        starts = begins.nonzero()[:, 0].tolist()
+        for start, end in zip(starts, [*starts[1:], len(tokens)], strict=True):
+            F.cross_entropy(table[tokens[start : end - 1]], tokens[start + 1 : end], reduction="sum")
+    assert trace.report.status == ("clean" if known else "unverified")
+    assert known or any("declassify" in e.remedy for e in trace.report.escapes)
