@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from causaltrace import rules
-from causaltrace.combined import is_score
+from causaltrace.combined import bare, is_score
 from causaltrace.lattice.cells import Algebra
 from causaltrace.order import Order
 from causaltrace.rules.call import OpCall
@@ -64,11 +64,23 @@ def follow(step: Step, after: After, hedged: bool) -> bool:
         after.shadows[i] = after.shadows[i]._replace(support=cells)
         if hedged and possible is not None:
             after.shadows[i] = after.shadows[i]._replace(possible=possible[i])
+    kept = step.kind == rules.POINT and after.shadows[0].target is not None
     for i, (order, hedge) in enumerate(zip(found, hedges, strict=True)):
         if order is not None and hedge is not None and after.shadows[i][:2] != (None, None):
             order = order._replace(hedge=hedge.own if hedged else None)
+            if kept:
+                order = _readouts(step, order, hedged)
             after.shadows[i] = after.shadows[i]._replace(order=order)
     return settled is not None or all(s.order is not None for s in after.shadows)
+
+
+def _readouts(step: Step, order: Order, hedged: bool) -> Order:
+    """Arithmetic on readouts, slot by slot. What else joins in does so after the readout."""
+    given = [s for t in step.inputs if (s := step.shadows.get(id(t))) is not None and s.target is not None]
+    slots = [s._replace(support=s.order.own, possible=s.order.hedge) if s.order else s for s in given]
+    join = step.tracer.algebra.join
+    hedge = join(*[bare(s, "possible") for s in slots]) if hedged else None
+    return order._replace(own=join(*[s.support for s in slots]), hedge=hedge)
 
 
 def empty(order: Order, ndim: int, algebra: Algebra) -> Shadow:
@@ -80,8 +92,8 @@ def empty(order: Order, ndim: int, algebra: Algebra) -> Shadow:
 
 def _plain(shadow: Shadow) -> bool:
     """Is there nothing but supports, an order, and what moves with elements?"""
-    bare = shadow._replace(order=None, label=None, target=None, mass=None, post=None, values=None)
-    return bare[2:] == UNHEDGED[1:]
+    rest = shadow._replace(order=None, label=None, target=None, mass=None, post=None, values=None)
+    return rest[2:] == UNHEDGED[1:]
 
 
 def _followed(step: Step, plane: str, bound: dict[str, Any], orders: dict[int, Order]) -> Followed:

@@ -206,7 +206,7 @@ def _scaled(lanes: Tensor, factor: Any) -> Tensor:
     every = c[..., None] if c.ndim else c
     shape = torch.broadcast_shapes(lanes.shape[:-1], c.shape)
     result = lanes.expand(*shape, WIDTH).clone()
-    result[..., SUM] *= torch.where(c > 0, c, math.nan)
+    result[..., SUM] *= torch.where(c >= 0, c, math.nan)
     used = every != 0
     most, least = (torch.where(used, every, off) for off in (-math.inf, math.inf))
     most, least = most.amax(), least.amin()

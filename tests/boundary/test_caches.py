@@ -162,6 +162,24 @@ def clipped(s: Cache, at: Any) -> float:
 
 
 @chunk
+def charges_under_a_mask(s: Cache, at: Any) -> float:
+    n, places = s.contexts[s.ids[at - 1]], (np.arange(len(at)), s.ids[at])
+    p = s.model(at).exp().numpy()[places].astype(np.float64)
+    cached = ((s.pairs[s.ids[at - 1]] + 0.1) / (n + 0.1 * C)[:, None])[places]
+    hit = n >= 2
+    p[hit] = 0.6 * p[hit] + 0.4 * cached[hit]
+    return float(-np.log(p).sum())
+
+
+@chunk
+def charges_with_weights(s: Cache, at: Any) -> float:
+    n, places = s.contexts[s.ids[at - 1]], (np.arange(len(at)), s.ids[at])
+    share, p = np.where(n >= 2, 0.4, 0.0), s.model(at).exp().numpy()[places].astype(np.float64)
+    cached = ((s.pairs[s.ids[at - 1]] + 0.1) / (n + 0.1 * C)[:, None])[places]
+    return float(-np.log((1 - share) * p + share * cached).sum())
+
+
+@chunk
 def in_torch(s: Cache, at: Any) -> float:
     x, y = s.both(at)
     n = s.t_contexts[x]
