@@ -110,6 +110,29 @@ modes = _python_dispatch._get_current_dispatch_mode_stack
 without_top_mode = _python_dispatch._pop_mode_temporarily
 
 
+#: Modes that only count, or work out sizes: what their handlers do makes no values.
+HARMLESS_MODES = (
+    "torch._subclasses.fake_tensor.FakeTensorMode",
+    "torch.utils.flop_counter._FlopCounterMode",
+)
+
+#: What switches modes off.
+UNSEEING: tuple[Callable[..., Any], ...] = (
+    _python_dispatch._disable_current_modes,
+    _python_dispatch._pop_mode_temporarily,
+    _python_dispatch._pop_mode,
+    torch._C._pop_torch_dispatch_stack,
+    torch._C._DisableTorchDispatch,
+    torch._C._ExcludeDispatchKeyGuard,
+)
+
+
+def hides_python(args: tuple[Any, ...]) -> bool:
+    """Are modes off in what these are arguments of? Only where keys are named may they be others."""
+    keys = [a for a in args if isinstance(a, torch._C.DispatchKeySet)]
+    return not keys or any(k.has(torch._C.DispatchKey.Python) for k in keys)
+
+
 def unseen_by_modes() -> bool:
     """Is torch in code of its own, the operations of which no mode sees?"""
     return torch._C._dispatch_tls_is_dispatch_key_excluded(torch._C.DispatchKey.Python)

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch._ops import _higher_order_ops
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from causaltrace import higher
 from causaltrace._compat import (
@@ -22,8 +23,10 @@ from causaltrace._compat import (
     CAPSULES,
     CAPTURING,
     DTYPES,
+    HARMLESS_MODES,
     STRIDED,
     TEXT,
+    UNSEEING,
     CustomOp,
     Operator,
     current_node,
@@ -32,8 +35,10 @@ from causaltrace._compat import (
     has_composite_kernel,
     has_own_kernel,
     held_by,
+    hides_python,
     is_fake,
     is_wrapped,
+    modes,
     owners,
     siblings,
     storage_of,
@@ -127,6 +132,18 @@ def test_fake_tensors_are_told() -> None:
     with FakeTensorMode():
         assert is_fake(torch.zeros(2))
     assert not is_fake(torch.zeros(2)) and not is_fake(torch.nn.Parameter(torch.zeros(2)))
+
+
+def test_modes_that_only_count_have_these_names() -> None:
+    with FakeTensorMode(), FlopCounterMode(display=False):
+        kinds = [type(mode) for mode in modes()]
+    assert {f"{k.__module__}.{k.__qualname__}" for k in kinds} == set(HARMLESS_MODES), HINT
+
+
+def test_these_switch_modes_off_whatever_they_are_given() -> None:
+    off, on = (torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key)) for key in ("Python", "CPU"))
+    assert hides_python(()) and hides_python((off,)) and not hides_python((on,)), HINT
+    assert all(map(callable, UNSEEING))
 
 
 def test_compiled_functions_run_eagerly_under_the_stance() -> None:

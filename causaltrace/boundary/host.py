@@ -32,7 +32,7 @@ from causaltrace._compat import (
     is_fake,
     is_wrapped,
 )
-from causaltrace.boundary import numpy, slots
+from causaltrace.boundary import numpy, sight, slots
 from causaltrace.boundary.arrays import arrays_in, bare
 from causaltrace.boundary.bodies import unseen
 from causaltrace.boundary.elements import READING, Elements
@@ -59,10 +59,10 @@ STATES = ("set_state", "__setstate__")
 
 
 class Host:
-    """Patches on enter, restores on exit."""
+    """Patches on enter, restores on exit. ``note``: tells the report of what runs out of sight."""
 
-    def __init__(self, tracer: Tracer, outside: Outside) -> None:
-        self.tracer, self.outside = tracer, outside
+    def __init__(self, tracer: Tracer, outside: Outside, note: sight.Note | None = None) -> None:
+        self.tracer, self.outside, self.note = tracer, outside, note
         self._undo: list[Callable[[], None]] = []
         self._names: dict[int, Callable[..., Any]] = {}  #: what takes the place of functions, by their ids
 
@@ -116,6 +116,8 @@ class Host:
             self._replace(module, "setup_compilation_env", unseen(self.tracer, self, environment))
         for name in (*SILENT, *CHECKING):
             self._takes_apart(name)
+        if self.note is not None:
+            self._names.update(sight.functions(self.note))
         numpy.enter(self.tracer, plain, self._replace, self._names, self._undo)
         hooks = (
             register_optimizer_step_pre_hook(self.tracer.step_begins),
