@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from types import ModuleType
 from typing import Any
 
@@ -155,6 +156,22 @@ CAPSULE = torch._C._from_dlpack
 
 #: The function that pickles without Python.
 PICKLING = torch._C._pickle_save
+
+#: Functions that ``torch.jit`` made, and the class of its modules.
+SCRIPTED = (torch._C.ScriptFunction, torch._C.ScriptMethod)
+ScriptModule = torch._C.ScriptModule
+#: Where the compiler of these looks up torch's own functions.
+FINDING: tuple[ModuleType, str] = (torch.jit._builtins, "_find_builtin")
+#: Given False, a context in which they run as they are, unless torch has compiled them before.
+optimized: Callable[[bool], AbstractContextManager[None]] = vars(torch.jit)["optimized_execution"]
+
+
+def attributes(module: Any) -> tuple[list[Any], list[Any]]:
+    """The values that a scripted module holds, and the modules in it."""
+    kind: Any = torch._C.ConcreteModuleType.from_jit_type(module._type())
+    names, modules = list(kind.get_attributes()), [name for name, _ in kind.get_modules()]
+    return list(map(module.getattr, names)), list(map(module.getattr, modules))
+
 
 #: Modules that hold the environment in which bodies of higher-order operations are captured.
 CAPTURING: tuple[ModuleType, ...] = (torch._higher_order_ops.utils, flex_attention)

@@ -32,7 +32,7 @@ from causaltrace._compat import (
     is_fake,
     is_wrapped,
 )
-from causaltrace.boundary import numpy, sight, slots
+from causaltrace.boundary import numpy, scripted, sight, slots
 from causaltrace.boundary.arrays import arrays_in, bare
 from causaltrace.boundary.bodies import unseen
 from causaltrace.boundary.elements import READING, Elements
@@ -116,6 +116,7 @@ class Host:
             self._replace(module, "setup_compilation_env", unseen(self.tracer, self, environment))
         for name in (*SILENT, *CHECKING):
             self._takes_apart(name)
+        self._undo += scripted.enter(self.tracer, self.outside, self._names)
         if self.note is not None:
             self._names.update(sight.functions(self.note))
         numpy.enter(self.tracer, plain, self._replace, self._names, self._undo)
