@@ -25,6 +25,7 @@ from causaltrace.tracer import Tracer
 
 # what these names hold before a watch patches them
 _as_tensor, as_array, a_copy = torch.from_numpy, np.asarray, np.array
+_base_of, _interface = np.ndarray.base.__get__, np.ndarray.__array_interface__.__get__
 
 
 _NUMBERS = (int, float, bool)
@@ -37,7 +38,7 @@ class _Writable:
     ``described``: otherwise."""
 
     def __init__(self, a: np.ndarray, **described: Any) -> None:
-        interface = a.__array_interface__ | described
+        interface = _interface(a) | described
         interface["data"] = (interface["data"][0], False)
         self.__array_interface__ = interface
 
@@ -67,7 +68,7 @@ def forwards(a: np.ndarray) -> np.ndarray:
 
 def read_only(a: np.ndarray) -> bool:
     """``flags.writeable`` warns of some arrays."""
-    return bool(a.__array_interface__["data"][1])
+    return bool(_interface(a)["data"][1])
 
 
 def _lies(a: np.ndarray) -> bool:
@@ -92,7 +93,7 @@ def bytes_of(a: np.ndarray) -> Tensor:
 
 def _base(a: np.ndarray) -> Any:
     """What an array is a view of, also if ``as_strided`` made it."""
-    base = np.ndarray.base.__get__(a)
+    base = _base_of(a)
     return base.base if isinstance(base, STRIDED) else base
 
 
@@ -128,7 +129,7 @@ def memory_of(a: np.ndarray) -> tuple[Any, int, int]:
 def lies_in(t: Tensor, a: np.ndarray) -> bool:
     """Is the memory of ``a`` that of ``t``?"""
     _, start, size = extent(storage_of(t))
-    return bool(start <= a.__array_interface__["data"][0] < start + size)
+    return bool(start <= _interface(a)["data"][0] < start + size)
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -206,7 +207,7 @@ class Arrays:
         """Can torch have a tensor over it whose elements begin where others in that memory may?"""
         if not _lies(a) or a.flags.aligned or not a.size:
             return _lies(a)
-        address = a.__array_interface__["data"][0]
+        address = _interface(a)["data"][0]
         found = self.memory.at(address)
         return found is None or (address - found[1]) % a.itemsize == 0
 
@@ -224,7 +225,7 @@ class Arrays:
 
     def known(self, a: np.ndarray) -> bool:
         """Is the memory of this array followed?"""
-        return bool(self.memory.starts) and self.memory.at(a.__array_interface__["data"][0]) is not None
+        return bool(self.memory.starts) and self.memory.at(_interface(a)["data"][0]) is not None
 
     def unlabelled(self, operands: Sequence[Any]) -> bool:
         """Are these numbers, and arrays whose memory is not followed?"""
