@@ -83,6 +83,8 @@ def has_own_kernel(func: torch._ops.OpOverload) -> bool:
 def python_kernel(func: torch._ops.OpOverload, devices: list[str]) -> Callable[..., Any] | None:
     """What runs an op, given tensors on these devices, where that is a function in Python; modes see what
     it does."""
+    if not _known(func):
+        return None
     schema = func._schema
     name = schema.name.replace("::", "/") + (f".{schema.overload_name}" if schema.overload_name else "")
     for key in (*(device.upper() for device in devices), COMPOSITE, "CompositeExplicitAutograd"):
