@@ -118,7 +118,7 @@ class Host:
             self._takes_apart(name)
         self._undo += scripted.enter(self.tracer, self.outside, self._names)
         if self.note is not None:
-            self._names.update(sight.functions(self.note))
+            self._names.update(sight.functions(self.tracer, self.note))
         numpy.enter(self.tracer, plain, self._replace, self._names, self._undo)
         hooks = (
             register_optimizer_step_pre_hook(self.tracer.step_begins),

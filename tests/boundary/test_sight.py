@@ -189,9 +189,25 @@ def test_a_function_that_python_calls_at_every_line_is_told(name: str) -> None:
 
     report = run(reading)
     assert report.status == "unverified"
-    assert any(f"set{kind}" in n.message for n in report.notes)
+    assert any("tracing function" in n.message and n.blocking for n in report.notes)
     assert getattr(owner, f"set{kind}") is TRACING[name]
 
 
-def test_none_is_no_function() -> None:
-    assert run(lambda x: sys.setprofile(None) or 0).status == "clean"
+@pytest.mark.parametrize("set_it", [sys.settrace, sys.setprofile])
+def test_one_that_only_counts_is_not(set_it: Callable[[Any], None]) -> None:
+    before = {sys.settrace: sys.gettrace, sys.setprofile: sys.getprofile}[set_it]()
+    calls: dict[str, int] = {}
+
+    def reading(x: Tensor) -> int:
+        def count(frame: Any, event: str, arg: Any) -> Any:
+            calls[event] = calls.get(event, 0) + 1
+            return count
+
+        getattr(sys, set_it.__name__)(count)
+        x.neg()
+        getattr(sys, set_it.__name__)(before)
+        return 0
+
+    report = run(reading)
+    assert report.status == "clean" and not report.notes
+    assert calls["call"] > 1 and ("line" in calls) == (set_it is sys.settrace)
