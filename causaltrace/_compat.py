@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from types import ModuleType
 from typing import Any
 
@@ -96,6 +97,8 @@ def has_own_kernel(func: torch._ops.OpOverload) -> bool:
 def python_kernel(func: torch._ops.OpOverload, devices: list[str]) -> Callable[..., Any] | None:
     """What runs an op, given tensors on these devices, where that is a function in Python; modes see what
     it does."""
+    if not _known(func):
+        return None
     schema = func._schema
     name = schema.name.replace("::", "/") + (f".{schema.overload_name}" if schema.overload_name else "")
     for key in (*(device.upper() for device in devices), COMPOSITE, "CompositeExplicitAutograd"):
@@ -124,6 +127,29 @@ modes = _python_dispatch._get_current_dispatch_mode_stack
 without_top_mode = _python_dispatch._pop_mode_temporarily
 
 
+#: Modes that only count, or work out sizes: what their handlers do makes no values.
+HARMLESS_MODES = (
+    "torch._subclasses.fake_tensor.FakeTensorMode",
+    "torch.utils.flop_counter._FlopCounterMode",
+)
+
+#: What switches modes off.
+UNSEEING: tuple[Callable[..., Any], ...] = (
+    _python_dispatch._disable_current_modes,
+    _python_dispatch._pop_mode_temporarily,
+    _python_dispatch._pop_mode,
+    torch._C._pop_torch_dispatch_stack,
+    torch._C._DisableTorchDispatch,
+    torch._C._ExcludeDispatchKeyGuard,
+)
+
+
+def hides_python(args: tuple[Any, ...]) -> bool:
+    """Are modes off in what these are arguments of? Only where keys are named may they be others."""
+    keys = [a for a in args if isinstance(a, torch._C.DispatchKeySet)]
+    return not keys or any(k.has(torch._C.DispatchKey.Python) for k in keys)
+
+
 def unseen_by_modes() -> bool:
     """Is torch in code of its own, the operations of which no mode sees?"""
     return torch._C._dispatch_tls_is_dispatch_key_excluded(torch._C.DispatchKey.Python)
@@ -146,6 +172,22 @@ CAPSULE = torch._C._from_dlpack
 
 #: The function that pickles without Python.
 PICKLING = torch._C._pickle_save
+
+#: Functions that ``torch.jit`` made, and the class of its modules.
+SCRIPTED = (torch._C.ScriptFunction, torch._C.ScriptMethod)
+ScriptModule = torch._C.ScriptModule
+#: Where the compiler of these looks up torch's own functions.
+FINDING: tuple[ModuleType, str] = (torch.jit._builtins, "_find_builtin")
+#: Given False, a context in which they run as they are, unless torch has compiled them before.
+optimized: Callable[[bool], AbstractContextManager[None]] = vars(torch.jit)["optimized_execution"]
+
+
+def attributes(module: Any) -> tuple[list[Any], list[Any]]:
+    """The values that a scripted module holds, and the modules in it."""
+    kind: Any = torch._C.ConcreteModuleType.from_jit_type(module._type())
+    names, modules = list(kind.get_attributes()), [name for name, _ in kind.get_modules()]
+    return list(map(module.getattr, names)), list(map(module.getattr, modules))
+
 
 #: Modules that hold the environment in which bodies of higher-order operations are captured.
 CAPTURING: tuple[ModuleType, ...] = (torch._higher_order_ops.utils, flex_attention)

@@ -39,6 +39,11 @@ def internal(filename: str) -> bool:
     return known
 
 
+def torchs(frame: FrameType) -> bool:
+    """Is it torch's own code, or causaltrace's?"""
+    return frame.f_code.co_filename.startswith((_TORCH, _OURS))
+
+
 def bookkeeping(frame: FrameType, name: str, address: bool) -> bool:
     """Is it torch's own code that asks for an ``address``, or causaltrace's that asks for values? It names
     what it calls; what somebody handed it to call (``tree_map(Tensor.tolist, x)``), it does not."""

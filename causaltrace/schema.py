@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from causaltrace import rules
-from causaltrace._compat import has_composite_kernel, has_own_kernel, run, siblings
+from causaltrace._compat import has_composite_kernel, has_own_kernel, python_kernel, run, siblings
 from causaltrace.rules import move, pointwise
 from causaltrace.rules.call import tensors as tensors
 
@@ -68,6 +68,7 @@ class Op:
     only written (``out=``); ``early``: its rule runs before it, while the old values can still be looked at;
     ``blank``: gives memory that nobody has written; ``fills``: a view that may bring in other memory, or
     shows the same as another dtype; ``foreign``: not an operation of torch's own; ``sized``: takes sizes;
+    ``keeps``: one that runs Python, which may keep what it is given;
     ``foreach``: a rule for each list element; ``shares``: element-wise, with one result; ``joins``: whatever
     its operands hold; ``distributes``: what it makes may be distributions; ``derived``: how its rule follows
     from its schema or tags; ``calls``: how often it ran; ``call``: runs it.
@@ -92,6 +93,7 @@ class Op:
     fills: bool = False
     foreign: bool = False
     sized: bool = False
+    keeps: bool = False
     calls: int = 0
     call: Any = None
 
@@ -109,6 +111,7 @@ def describe(func: torch._ops.OpOverload) -> Op:
     name = rules.functional_name(func)
     packet = schema.name.split("::")[1]
     foreach = schema.name.startswith("aten::_foreach_")
+    foreign = func.namespace not in ("aten", "prims")
     outs = tuple(a.name for a in schema.arguments if a.is_out)
     view = rule.kind == rules.VIEW or (aliased and not written)
     implicit = has_composite_kernel(func)
@@ -139,7 +142,8 @@ def describe(func: torch._ops.OpOverload) -> Op:
         derived=_derived(rule, name, packet, view, foreach, bool(written), bool(outs)),
         blank=name in BLANK and not outs,
         fills=name in FILLING or packet == "view" and func._overloadname == "dtype",
-        foreign=func.namespace not in ("aten", "prims"),
+        foreign=foreign,
+        keeps=foreign and any(python_kernel(func, [device]) is not None for device in ("cpu", "cuda")),
         sized=name not in ("slice", "select") and any("SymInt" in str(a.real_type) for a in schema.arguments),
     )
 

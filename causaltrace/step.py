@@ -302,9 +302,15 @@ class Step:
 
     def _opaque(self, special: bool) -> list[Cells | None]:
         possible = self._run("possible", special)
-        cells = next((c for c in possible if c is not None), None)
+        cells, keeps = next((c for c in possible if c is not None), None), self.op.keeps
+        if keeps and cells is None:  # it returns nothing
+            algebra, depends = self.tracer.algebra, self.tracer.ledger.depends
+            given = [algebra.everything(depends(s, "possible")) for s in self.shadows.values()]
+            cells = algebra.join(*given)
         if cells is not None and not self.tracer.quiet:
             opaque(self.tracer, self.op.full, cells)
+            if keeps and not self.tracer.blind:  # what it keeps may come back at any time
+                self.tracer.ledger.raise_watermark(cells)
         return possible
 
     # -- readouts -------------------------------------------------------------------------------------

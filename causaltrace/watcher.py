@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from causaltrace import charge
-from causaltrace.boundary import copies
+from causaltrace.boundary import copies, sight
 from causaltrace.boundary.adopt import adopt
 from causaltrace.boundary.files import Files, Pattern
 from causaltrace.boundary.finder import Finder
@@ -136,7 +136,7 @@ class Watch:
             if documents is not None:
                 self._documents(torch.as_tensor(documents))
         outside = self._tracer.outside = Outside(self._tracer)
-        self._host = Host(self._tracer, outside)
+        self._host = Host(self._tracer, outside, self.note)
         self._finder = Finder(self._tracer, given, self._add, self.note)
         self._tracer.finder = self._finder
         self._files: Files | None = None
@@ -312,6 +312,7 @@ class Watch:
             del found
             if hasattr(torch.compiler, "set_stance"):
                 self._stack.enter_context(torch.compiler.set_stance("force_eager"))
+            sight.older(self.note)
             self._stack.enter_context(self._host)
             self._stack.enter_context(self._tracer)
             following.append(self._tracer)

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch._ops import _higher_order_ops
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from causaltrace import higher
 from causaltrace._compat import (
@@ -22,18 +23,25 @@ from causaltrace._compat import (
     CAPSULES,
     CAPTURING,
     DTYPES,
+    FINDING,
+    HARMLESS_MODES,
     STRIDED,
     TEXT,
+    UNSEEING,
     CustomOp,
     Operator,
+    attributes,
     current_node,
     eager_form,
     guards,
     has_composite_kernel,
     has_own_kernel,
     held_by,
+    hides_python,
     is_fake,
     is_wrapped,
+    modes,
+    optimized,
     owners,
     run,
     siblings,
@@ -128,6 +136,43 @@ def test_fake_tensors_are_told() -> None:
     with FakeTensorMode():
         assert is_fake(torch.zeros(2))
     assert not is_fake(torch.zeros(2)) and not is_fake(torch.nn.Parameter(torch.zeros(2)))
+
+
+def test_modes_that_only_count_have_these_names() -> None:
+    with FakeTensorMode(), FlopCounterMode(display=False):
+        kinds = [type(mode) for mode in modes()]
+    assert {f"{k.__module__}.{k.__qualname__}" for k in kinds} == set(HARMLESS_MODES), HINT
+
+
+def test_these_switch_modes_off_whatever_they_are_given() -> None:
+    off, on = (torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key)) for key in ("Python", "CPU"))
+    assert hides_python(()) and hides_python((off,)) and not hides_python((on,)), HINT
+    assert all(map(callable, UNSEEING))
+
+
+def test_scripted_modules_say_what_they_hold() -> None:
+    class Holding(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(2))
+            self.register_buffer("kept", torch.ones(3))
+            self.plain = [torch.ones(4)]
+            self.inner = torch.nn.Linear(1, 1)
+
+        def forward(self) -> Tensor:
+            return self.weight.sum() + self.kept.sum() + self.plain[0]
+
+    values, (inner,) = attributes(torch.jit.script(Holding())._c)
+    sizes = {len(v) for v in values if isinstance(v, Tensor)}
+    (plain,) = (v for v in values if isinstance(v, list))
+    assert sizes == {2, 3} and len(plain[0]) == 4 and isinstance(inner, torch._C.ScriptModule), HINT
+
+
+def test_scripts_are_compiled_by_these() -> None:
+    owner, name = FINDING
+    assert getattr(owner, name)(torch.tensor) == "aten::tensor", HINT
+    with optimized(False):
+        assert not torch._C._get_graph_executor_optimize(), HINT
 
 
 def test_compiled_functions_run_eagerly_under_the_stance() -> None:

@@ -378,3 +378,35 @@ def test_what_is_no_operator() -> None:
             register_rule(name)
     with pytest.raises(ValueError, match="reads='y'"):
         register_rule(one_in, reads="y")(same)
+
+
+KEPT: list[Tensor] = []
+
+
+@torch.library.custom_op("ct_kept::keep", mutates_args=())
+def keep(x: Tensor) -> Tensor:
+    KEPT.append(x + 1)
+    return torch.zeros(1)
+
+
+@torch.library.custom_op("ct_kept::log", mutates_args=())
+def log(x: Tensor) -> None:
+    KEPT.append(x + 1)
+
+
+GIVE = define("given_back(int i) -> Tensor", lambda i: KEPT[i].sum().double(), "CompositeExplicitAutograd")
+
+
+@pytest.mark.parametrize("keeps", [keep, log])
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_what_an_operation_keeps_may_come_back(keeps: Callable[[Tensor], object], ahead: int) -> None:
+    tokens, model = stream(), Toy()
+    with causaltrace.watch(tokens) as trace, torch.no_grad():
+        for t in range(2, 9):
+            keeps(tokens[t - 2 + ahead : t + ahead])
+            hint = GIVE(-1).float()
+            F.cross_entropy(model(tokens[:t])[-1:] + hint * model.head[0], tokens[t : t + 1]).item()
+    report = trace.report
+    assert report.status == ("unverified" if ahead else "clean")
+    assert all(notice.blocking == bool(ahead) and "ct_kept" in notice.message for notice in report.opaque)
+    assert report.opaque

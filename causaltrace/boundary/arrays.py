@@ -28,6 +28,7 @@ from causaltrace.tracer import Tracer
 
 # what these names hold before a watch patches them
 _as_tensor, as_array, a_copy = torch.from_numpy, np.asarray, np.array
+_base_of, _interface = np.ndarray.base.__get__, np.ndarray.__array_interface__.__get__
 
 
 _NUMBERS = (int, float, bool)
@@ -40,7 +41,7 @@ class _Writable:
     ``described``: otherwise."""
 
     def __init__(self, a: np.ndarray, **described: Any) -> None:
-        interface = a.__array_interface__ | described
+        interface = _interface(a) | described
         interface["data"] = (interface["data"][0], False)
         self.__array_interface__ = interface
 
@@ -70,7 +71,7 @@ def forwards(a: np.ndarray) -> np.ndarray:
 
 def read_only(a: np.ndarray) -> bool:
     """``flags.writeable`` warns of some arrays."""
-    return bool(a.__array_interface__["data"][1])
+    return bool(_interface(a)["data"][1])
 
 
 def _lies(a: np.ndarray) -> bool:
@@ -95,7 +96,7 @@ def bytes_of(a: np.ndarray) -> Tensor:
 
 def _base(a: np.ndarray) -> Any:
     """What an array is a view of, also if ``as_strided`` made it."""
-    base = np.ndarray.base.__get__(a)
+    base = _base_of(a)
     return base.base if isinstance(base, STRIDED) else base
 
 
@@ -136,7 +137,7 @@ def memory_of(a: np.ndarray) -> tuple[Any, int, int]:
 def lies_in(t: Tensor, a: np.ndarray) -> bool:
     """Is the memory of ``a`` that of ``t``?"""
     _, start, size = extent(storage_of(t))
-    return bool(start <= a.__array_interface__["data"][0] < start + size)
+    return bool(start <= _interface(a)["data"][0] < start + size)
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -214,7 +215,7 @@ class Arrays:
         """Can torch have a tensor over it whose elements begin where others in that memory may?"""
         if not _lies(a) or a.flags.aligned or not a.size:
             return _lies(a)
-        address = a.__array_interface__["data"][0]
+        address = _interface(a)["data"][0]
         found = self.memory.at(address)
         return found is None or (address - found[1]) % a.itemsize == 0
 
@@ -232,7 +233,7 @@ class Arrays:
 
     def known(self, a: np.ndarray) -> bool:
         """Is the memory of this array followed?"""
-        return bool(self.memory.starts) and self.memory.at(a.__array_interface__["data"][0]) is not None
+        return bool(self.memory.starts) and self.memory.at(_interface(a)["data"][0]) is not None
 
     def unlabelled(self, operands: Sequence[Any]) -> bool:
         """Are these numbers, and arrays whose memory is not followed?"""
@@ -306,7 +307,7 @@ class Arrays:
     ) -> After | None:
         """The shadows of ``results`` of a call, as if it were operation ``name`` with arguments ``bound``;
         None where no label is involved. ``early``: it has not written them yet."""
-        counts = self.tracer.counts
+        counts, algebra = self.tracer.counts, self.tracer.algebra
         given = self.sizes(list(bound.values())) if counts else ()
 
         def run() -> After | None:
@@ -316,8 +317,7 @@ class Arrays:
                 counts.hold(map(_owner, results), sized)
                 for result, shadow in zip(results, after.shadows, strict=False):
                     if not np.size(bare(result)) and shadow.order is not None:
-                        none = empty(shadow.order, np.ndim(bare(result)), self.tracer.algebra)
-                        counts.none(_owner(result), none)
+                        counts.none(_owner(result), empty(shadow.order, np.ndim(bare(result)), algebra))
             return after
 
         if not given:

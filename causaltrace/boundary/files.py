@@ -6,6 +6,7 @@ import functools
 import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -16,11 +17,13 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
+from causaltrace.boundary import reads
 from causaltrace.boundary.adopt import KINDS
-from causaltrace.boundary.arrays import Arrays
+from causaltrace.boundary.arrays import Arrays, bare
 from causaltrace.boundary.number import told
 from causaltrace.boundary.numpy import bound_to
 from causaltrace.lattice.cells import LABELS, Cells
+from causaltrace.parts import Depth
 from causaltrace.replaced import replaced
 from causaltrace.shadow import Shadow
 from causaltrace.stream import Stream
@@ -58,7 +61,8 @@ class File:
 
 
 class Files:
-    """Labels what ``np.fromfile``, ``np.memmap`` and ``np.load`` give from the files of its sources.
+    """Labels what ``np.fromfile``, ``np.memmap`` and ``np.load`` give from the files of its sources; what
+    else reads there, ``reads`` knows.
 
     Args:
         arrays: of the open watch.
@@ -66,12 +70,15 @@ class Files:
         note: tells the report something: a message, a remedy, and whether it stands in the way of ``clean``.
     """
 
+    reading = Depth()  #: of methods of files, on this thread, that are looked at as a whole
+
     def __init__(
         self, arrays: Arrays, add: Callable[[str, Tensor], Stream], note: Callable[[str, str, bool], None]
     ) -> None:
         self._arrays, self._add, self._note = arrays, add, note
         self._sources: list[Source] = []
         self._files: dict[tuple[int, int], File] = {}  #: by device and inode: a file has many names
+        self._open: weakref.WeakKeyDictionary[Any, tuple[Source | None, int]] = weakref.WeakKeyDictionary()
         self._noted: set[tuple[str, str]] = set()
         self._undo: list[Callable[[], None]] = []
         self._lock = threading.RLock()
@@ -92,9 +99,11 @@ class Files:
             np.rec.fromfile: self._records(np.rec.fromfile),
         }
         names: dict[int, Any] = {id(original): reader for original, reader in readers.items()}
+        names |= {id(original): reader for original, reader in reads.functions(self)}
         for owner, name, original in list(bound_to(names)):
             self._undo.append(replaced(owner, name, names[id(original)]))
         self._undo.append(replaced(np.memmap, "__new__", staticmethod(self._memmap(np.memmap.__new__))))
+        self._undo += reads.enter(self)
 
     def close(self) -> None:
         for undo in reversed(self._undo):
@@ -114,33 +123,33 @@ class Files:
             file: Any, dtype: Any = float, count: Any = -1, sep: str = "", offset: Any = 0, **like: Any
         ) -> Any:
             count, offset = told((count, offset))
-            source = self._source(file)
+            source = self.source(file)
             start = _place(file) + offset if source else 0
             out = original(file, dtype, count, sep, offset, **like)
             if source is None:
                 return out
-            return self._unfollowed(out, file, "as text") if sep else self._read(out, file, source, start)
+            return self.unfollowed(out, file, "as text") if sep else self.read(out, file, source, start)
 
         return fromfile
 
     def _load(self, original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
         def load(file: Any, *args: Any, **kwargs: Any) -> Any:
-            source = self._source(file)
+            source = self.source(file)
             if source is None:
                 return original(file, *args, **kwargs)
             start = _values(_path(file), _place(file))
             out = self._arrays.plainly(original, (file, *args), kwargs)
-            return self._read(out, file, source, start)
+            return self.read(out, file, source, start)
 
         return load
 
     def _records(self, original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
         def fromfile(fd: Any, *args: Any, **kwargs: Any) -> Any:
-            source = self._source(fd)
+            source = self.source(fd)
             out = original(fd, *args, **kwargs)
-            return out if source is None else self._unfollowed(out, fd, "as records")
+            return out if source is None else self.unfollowed(out, fd, "as records")
 
         return fromfile
 
@@ -149,14 +158,14 @@ class Files:
         def new(subtype: Any, filename: Any, *args: Any, **kwargs: Any) -> Any:
             args, kwargs = told(args), {key: told(value) for key, value in kwargs.items()}
             out = original(subtype, filename, *args, **kwargs)
-            source = self._source(filename)
-            return out if source is None else self._read(out, filename, source, out.offset)
+            source = self.source(filename)
+            return out if source is None else self.read(out, filename, source, out.offset)
 
         return new
 
     # -- labels ---------------------------------------------------------------------------------------
 
-    def _source(self, file: Any) -> Source | None:
+    def source(self, file: Any) -> Source | None:
         """The source that a file belongs to, unless numpy's own code reads it for a reader."""
         path = "" if self._arrays.inside else _path(file)
         if not path:
@@ -167,7 +176,21 @@ class Files:
             source.matched = True
         return found[0] if found else None
 
-    def _read(self, out: Any, file: Any, source: Source, start: int) -> Any:
+    def labels(self, file: Any, source: Source, start: int, stop: int) -> bool:
+        """Are there labels between these bytes?"""
+        return start < stop and stop > _values(os.path.realpath(_path(file)), 0) + source.offset
+
+    def source_of_open(self, file: Any) -> Source | None:
+        """The same for a file that is read line by line, maybe: it is looked up once."""
+        if self._arrays.inside:
+            return None
+        known, count = self._open.get(file, (None, 0))
+        if count != len(self._sources):
+            known = self.source(file)
+            self._open[file] = known, len(self._sources)
+        return known
+
+    def read(self, out: Any, file: Any, source: Source, start: int) -> Any:
         """What was read from the bytes of ``file`` from ``start`` on, with its labels."""
         path = os.path.realpath(_path(file))
         first = _values(path, 0) + source.offset
@@ -175,14 +198,14 @@ class Files:
             return out
         kind = KINDS.get(type(out))
         if kind is None:
-            return self._unfollowed(out, file, f"as {type(out).__name__}")
+            return self.unfollowed(out, file, f"as {type(out).__name__}")
         if out.dtype.kind not in "iu" or not out.dtype.isnative:
-            return self._unfollowed(out, file, f"as {out.dtype!r}")
+            return self.unfollowed(out, file, f"as {out.dtype!r}")
         with self._lock, torch.inference_mode(False), _disable_current_modes():
             status = os.stat(path)
             key = status.st_dev, status.st_ino
             if key not in self._files and status.st_mtime_ns > self._begun:
-                return self._unfollowed(out, file, "after the watch had begun and the file was written")
+                return self.unfollowed(out, file, "after the watch had begun and the file was written")
             known = self._files.get(key)
             if known is None:
                 known = self._files[key] = self._opened(path, source, out.dtype, first)
@@ -195,16 +218,22 @@ class Files:
             memory = (out if out.flags.c_contiguous else out.T).reshape(-1).view(np.uint8)
             place, split = divmod(start - known.first, dtype.itemsize)
             if split or memory.size % dtype.itemsize:
-                return self._unfollowed(out, file, "from the middle of a label")
+                return self.unfollowed(out, file, "from the middle of a label")
             tokens, stop = memory.view(dtype), place + memory.size // dtype.itemsize
             was = known.tokens[max(place, 0) : stop]
             if stop > known.tokens.size or bool((tokens[-was.size :] != was).any()):
-                return self._unfollowed(out, file, "after it had changed")
+                return self.unfollowed(out, file, "after it had changed")
             positions = torch.arange(place, stop)
             none = (positions < 0) | (self._arrays.tensor(tokens).to(positions.dtype) < 0)
             positions = torch.where(none, -1, positions + known.stream.offset)
             self._arrays.write(tokens, Shadow(label=Cells(positions.unsqueeze(-1), node=LABELS)))
         return np.ndarray.view(out, kind)
+
+    def into(self, a: np.ndarray, size: int, file: Any, source: Source, start: int) -> None:
+        """The same for the first elements of an array that was there before."""
+        self.read(bare(a).reshape(-1)[:size], file, source, start)
+        if self._arrays.known(bare(a)):
+            self._arrays.unseen("readinto", a)
 
     def _opened(self, path: str, source: Source, dtype: np.dtype[Any], first: int) -> File:
         """A new stream of all the labels of a file."""
@@ -215,7 +244,7 @@ class Files:
         taken = {file.stream.name for file in self._files.values()}
         return File(self._add(path if name in taken else name, self._arrays.tensor(tokens)), tokens, first)
 
-    def _unfollowed(self, out: Any, file: Any, how: str) -> Any:
+    def unfollowed(self, out: Any, file: Any, how: str) -> Any:
         path = _path(file)
         if (path, how) not in self._noted:
             self._noted.add((path, how))

@@ -33,7 +33,7 @@ from causaltrace._compat import (
     is_fake,
     is_wrapped,
 )
-from causaltrace.boundary import numpy, sizes, slots
+from causaltrace.boundary import numpy, scripted, sight, sizes, slots
 from causaltrace.boundary.arrays import arrays_in, bare
 from causaltrace.boundary.bodies import unseen
 from causaltrace.boundary.elements import READING, Elements
@@ -67,10 +67,10 @@ def _is_memory(t: Tensor) -> bool:
 
 
 class Host:
-    """Patches on enter, restores on exit."""
+    """Patches on enter, restores on exit. ``note``: tells the report of what runs out of sight."""
 
-    def __init__(self, tracer: Tracer, outside: Outside) -> None:
-        self.tracer, self.outside = tracer, outside
+    def __init__(self, tracer: Tracer, outside: Outside, note: sight.Note | None = None) -> None:
+        self.tracer, self.outside, self.note = tracer, outside, note
         self._undo: list[Callable[[], None]] = []
         self._names: dict[int, Callable[..., Any]] = {}  #: what takes the place of functions, by their ids
 
@@ -124,6 +124,9 @@ class Host:
             self._replace(module, "setup_compilation_env", unseen(self.tracer, self, environment))
         for name in (*SILENT, *CHECKING):
             self._takes_apart(name)
+        self._undo += scripted.enter(self.tracer, self.outside, self._names)
+        if self.note is not None:
+            self._names.update(sight.functions(self.tracer, self.note))
         numpy.enter(self.tracer, plain, self._replace, self._names, self._undo)
         self.tracer.counts.begin = sizes.telling(self.tracer.counts, self._undo)
         hooks = (

@@ -116,6 +116,7 @@ def enter(
                 setattr(owner, name, names[id(original)])
 
     undo += [opened(arrays), end]
+    undo.append(slots.constructing(np.ndarray, _constructed(arrays)))
     undo += hidden.enter(arrays)
     undo += untold.enter(arrays)
     undo += compiled.enter(arrays, as_they_were)
@@ -237,6 +238,22 @@ def _fresh(arrays: Arrays, original: Any) -> Callable[..., Any]:
         return out.view(LabelArray) if arrays.memory.starts and type(out) is np.ndarray else out
 
     return wrapper
+
+
+def _constructed(arrays: Arrays) -> Callable[..., Any]:
+    """``np.ndarray(shape)``, without a buffer: as ``np.empty``."""
+
+    def made(original: Any, cls: Any, args: Any, kwargs: Any) -> Any:
+        by_others = sys._getframe(2).f_code.co_filename.startswith(INSTALLED)
+        if cls is not np.ndarray or by_others or arrays.busy() or len(args) > 2 or "buffer" in kwargs:
+            return original(cls, args, kwargs)
+        args, kwargs = listed(arrays, told(args)), {k: told(v) for k, v in kwargs.items()}
+        arrays.told("numpy.ndarray", [args, kwargs])
+        out = original(cls, bare(args), bare(kwargs))
+        arrays.unwritten(out)
+        return labelled(out) if arrays.memory.starts else out
+
+    return made
 
 
 def _handed_out(arrays: Arrays, original: Any) -> Callable[..., Any]:

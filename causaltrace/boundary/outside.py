@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from causaltrace._compat import as_numpy, extent, storage_of
 from causaltrace.lattice.cells import Cells
+from causaltrace.parts import Depth
 from causaltrace.shadow import Entry, Shadow
 from causaltrace.tracer import Tracer
 
@@ -29,6 +30,8 @@ REMEMBERED = 1 << 14
 
 class Outside:
     """Told of memory whose contents the watch has not seen written."""
+
+    filling = Depth()  #: of calls, on this thread, that fill the memory that they make
 
     def __init__(self, tracer: Tracer) -> None:
         self._tracer, self._memory = tracer, tracer.memory
@@ -44,6 +47,8 @@ class Outside:
         """``t`` holds what was in memory before: values of any tensor that is gone."""
         if type(t) is not Tensor or t.layout is not torch.strided or t.is_meta or not t.numel():
             return
+        if self.filling:
+            return self._tracer.host_data(t, [])
         with self._tracer._lock, _disable_current_modes():
             anything = self._tracer.ledger.anything()
             if anything is not None:

@@ -1,5 +1,5 @@
-"""Methods of arrays that are called by their class, ``map(np.ndarray.tolist, rows)``: an array with labels
-has its own."""
+"""Methods and attributes of arrays that are asked of their class, ``map(np.ndarray.tolist, rows)``: an array
+with labels has its own."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ from causaltrace.boundary.ndarray import FREE, LabelArray
 
 #: What calls ufuncs, which ask; and what Python calls by slots.
 _ASKING = (
-    "all any max min sum prod mean std var cumsum cumprod clip round conj conjugate resize "
-    "__bool__ __int__ __float__ __complex__ __index__ __str__ __repr__ __format__ __iter__ __contains__ "
+    "all any max min sum prod mean std var cumsum cumprod clip conj conjugate resize __iter__ __contains__ "
     "__getitem__ __setitem__ __array_ufunc__ __array_function__"
 )
 ASKING = frozenset(_ASKING.split())
+#: Attributes that give their memory.
+MEMORY = ("base", "__array_interface__", "__array_struct__")
 
 
-def methods() -> dict[str, Callable[..., Any]]:
+def methods() -> dict[str, Any]:
     """By their names."""
     names = set(vars(np.ndarray)) & set(vars(LabelArray)) - ASKING - FREE | {"view"}
-    return {name: _method(name) for name in sorted(names) if callable(vars(np.ndarray)[name])}
+    found = {name: _method(name) for name in sorted(names) if callable(vars(np.ndarray)[name])}
+    return found | {name: _attribute(name) for name in MEMORY}
 
 
 def _method(name: str) -> Callable[..., Any]:
@@ -34,3 +36,8 @@ def _method(name: str) -> Callable[..., Any]:
         return (own if type(self) is LabelArray else original)(self, *args, **kwargs)
 
     return method
+
+
+def _attribute(name: str) -> property:
+    original, own = vars(np.ndarray)[name], vars(LabelArray)[name]
+    return property(lambda a: (own if type(a) is LabelArray else original).__get__(a))

@@ -4,6 +4,7 @@ never clean where they leak, clean one position earlier, and the values are thos
 from __future__ import annotations
 
 import collections
+import ctypes
 import hashlib
 import statistics
 import struct
@@ -198,6 +199,23 @@ IN_C: dict[str, Callable[[Any], Any]] = {
     "array of objects": lambda x: total(np.array([x, None], dtype=object)[0]),
     "array of numbers as objects": lambda x: float(np.array([x[-1], None], dtype=object)[0]),
 }
+
+
+class Lending:
+    def __init__(self, struct: Any) -> None:
+        self.__array_struct__ = struct
+
+
+def last(x: Any) -> Any:
+    """The last one, as an array."""
+    return x[-1:].reshape(())
+
+
+def read_at(address: int) -> int:
+    """The last of four numbers that lie there."""
+    return ctypes.c_int64.from_address(address + 24).value
+
+
 BY_CLASS: dict[str, Callable[[Any], Any]] = {
     "tolist": lambda x: float(sum(np.ndarray.tolist(x))),
     "item": lambda x: float(np.ndarray.item(x, 3)),
@@ -215,6 +233,16 @@ BY_CLASS: dict[str, Callable[[Any], Any]] = {
     "byteswap": lambda x: total(np.ndarray.byteswap(x).view(np.uint8)),
     "reduce": lambda x: float(np.ndarray.__reduce__(x)[2][4][24]),  # type: ignore[index]
     "deepcopy": lambda x: total(np.ndarray.__deepcopy__(x, {})),
+    "round": lambda x: total(np.ndarray.round(x)),
+    "int": lambda x: float(np.ndarray.__int__(last(x))),
+    "float": lambda x: np.ndarray.__float__(last(x)),
+    "bool": lambda x: float(np.ndarray.__bool__(x[-1:] > 2)),
+    "index": lambda x: float(np.ndarray.__index__(last(x))),
+    "complex": lambda x: np.ndarray.__complex__(last(x)).real,
+    "text": lambda x: float(len(np.ndarray.__str__(x * x))),
+    "base": lambda x: total(np.ndarray.base.__get__((x * 1)[1:])),  # type: ignore[attr-defined]
+    "interface": lambda x: float(read_at(np.ndarray.__array_interface__.__get__(x)["data"][0])),  # type: ignore[attr-defined]
+    "struct": lambda x: float(np.asarray(Lending(np.ndarray.__array_struct__.__get__(x)))[-1]),  # type: ignore[attr-defined]
 }
 WAYS = CONTAINERS | SHAPES | CALLED | IN_C | {f"ndarray.{name}": way for name, way in BY_CLASS.items()}
 

@@ -40,6 +40,16 @@ def put(v: Tensor) -> Tensor:
     return out.sum()
 
 
+@torch.jit.script
+def scripted(v: Tensor) -> int:
+    return v.size(0)
+
+
+@torch.jit.script
+def scripted_mask(v: Tensor) -> Tensor:
+    return torch.ones(1) * v[v > -1.0].size(0)
+
+
 TORCH: dict[str, Callable[[Tensor], Any]] = {
     "shape": lambda v: v.shape[0],
     "len": len,
@@ -127,6 +137,8 @@ TORCH: dict[str, Callable[[Tensor], Any]] = {
     "func_grad": lambda v: torch.func.grad(lambda a: a.sum() * a.shape[0])(v * 0 + 1).sum(),
     "func_jvp": lambda v: torch.func.jvp(lambda a: a * a.shape[0], (v,), (v,))[1].sum(),
     "set_wrongly": lambda v: caught(lambda: torch.zeros(5).__setitem__(slice(0, 3), v)),
+    "scripted": scripted,
+    "scripted_mask": scripted_mask,
     "random": lambda v: (torch.rand_like(v) * 0 + 1).sum(),
 }
 NUMPY: dict[str, Callable[[Any], Any]] = {

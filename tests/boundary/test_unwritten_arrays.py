@@ -22,6 +22,8 @@ ODD = np.arange(8) % 2 == 1
 BLANKS: dict[str, Callable[[], Any]] = {
     "empty": lambda: np.empty(8),
     "empty_like": lambda: np.empty_like(np.zeros(8)),
+    "ndarray": lambda: np.ndarray(8),
+    "ndarray by names": lambda: np.ndarray(shape=(8,), dtype=np.float64),
     "other byte order": lambda: np.empty(8, dtype=">f8"),
     "where": lambda: np.add(np.zeros(8), 1.0, where=ODD),
 }
