@@ -69,10 +69,9 @@ def test_edges_into_scores_have_the_lags_of_all_scores(name: str) -> None:
 
 
 #: The lags of what a table holds.
-TABLES = {"ngram_hashed": "what is counted at a label might have gone to any place of the table"}
 
 
-@pytest.mark.parametrize("name", marked(CASES, LARGER, TABLES))
+@pytest.mark.parametrize("name", marked(CASES, LARGER))
 def test_lags_are_those_of_the_latest_label_that_a_flip_finds(name: str) -> None:
     report, _ = watched(name)
     latest: dict[int, int] = {}
