@@ -68,9 +68,6 @@ def test_edges_into_scores_have_the_lags_of_all_scores(name: str) -> None:
     assert min(e.lag[0] for e in into) == min(lags) and max(e.lag[1] for e in into) == max(lags)
 
 
-#: The lags of what a table holds.
-
-
 @pytest.mark.parametrize("name", marked(CASES, LARGER))
 def test_lags_are_those_of_the_latest_label_that_a_flip_finds(name: str) -> None:
     report, _ = watched(name)
