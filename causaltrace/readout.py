@@ -42,9 +42,8 @@ def sums(op: Op, bound: dict[str, Any]) -> bool:
 def selector(op: Op, bound: dict[str, Any], read: Read, memory: Memory, ledger: Ledger) -> Tensor | None:
     """The tensor of verbatim labels that this op picks classes with, if it is a readout.
 
-    Losses always; ``gather`` from rows; ``logp[i, y]`` with one tensor index per dim. A look-up in a 1-D
-    table that is no distribution, and is constant or looked up at a label that is scored, is no readout.
-    A registered loss says what it reads.
+    Losses always; ``gather`` from rows; ``logp[i, y]`` with one tensor index per dim; of look-ups in 1-D
+    tables those that may charge. A registered loss says what it reads.
     """
     index, x = _classes(op, bound), bound.get("self")
     shadow = None if index is None else read(index)
@@ -76,12 +75,13 @@ def _classes(op: Op, bound: dict[str, Any]) -> Tensor | None:
 
 
 def _charges(table: Tensor, label: Cells, memory: Memory, ledger: Ledger) -> bool:
-    """May a 1-D table be a distribution that these labels are charged by?"""
+    """May a 1-D table be a distribution that these labels are charged by? One that no label reached may be at
+    a label that is not scored, any other may be none at one that is: then its values say so."""
     constant = memory.read(table) is None
-    if ledger.blind:
+    if ledger.blind or label.data.numel() != 1 or (position := int(label.data)) < 0:
         return not constant
-    if not constant and (label.data.numel() != 1 or not bool(ledger.is_scored[int(label.data)])):
-        return True
+    if constant == bool(ledger.is_scored[position]):
+        return not constant
     counts = bool((table == table.round()).all())
     return not counts and bool(proved(read_mass(table, 0, memory), True).any())
 

@@ -179,6 +179,17 @@ def charges_with_weights(s: Cache, at: Any) -> float:
     return float(-np.log((1 - share) * p + share * cached).sum())
 
 
+PRIOR = np.arange(1.0, C + 1) / np.arange(1.0, C + 1).sum()
+
+
+@chunk
+def rare_words_count_more(s: Cache, at: Any) -> float:
+    x = s.ids[at - 1]
+    logits = (0.1 / (0.1 + PRIOR[x]))[:, None] * (WEIGHTS.numpy()[x] @ WEIGHTS.numpy())
+    logp = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    return charged(np.exp(logp) * 0.5 + 0.5 * (s.pairs[x] + 1) / (s.contexts[x] + C)[:, None], s, at)
+
+
 @chunk
 def in_torch(s: Cache, at: Any) -> float:
     x, y = s.both(at)
@@ -236,6 +247,14 @@ def with_a_model(s: Cache, t: int) -> float:
     p = s.model([t])[0].exp().numpy()
     if s.contexts[a] > 0:
         p = 0.6 * p + 0.4 * s.pairs[a] / s.contexts[a]
+    return -math.log(p[s.ids[t]])
+
+
+@token
+def a_prior(s: Cache, t: int) -> float:
+    a = s.ids[t - 1]
+    share = 0.1 / (0.1 + PRIOR[a])
+    p = share * (s.pairs[a] + 0.1) / (s.contexts[a] + 0.1 * C) + (1 - share) / C
     return -math.log(p[s.ids[t]])
 
 
