@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from causaltrace import rules
-from causaltrace.combined import bare, is_score
+from causaltrace.combined import bare, in_slots, is_score
 from causaltrace.lattice.cells import Algebra
 from causaltrace.order import Order
 from causaltrace.rules.call import OpCall
@@ -43,7 +43,7 @@ def _rows(step: Step) -> None:
         if t.shape == step.outs[0].shape:
             continue
         order = shadow.order
-        given = ledger.value(shadow._replace(support=order.own, possible=order.hedge, order=None))
+        given = ledger.value(in_slots(shadow, order)._replace(order=None))
         order = order._replace(own=given.support, hedge=given.possible if order.hedge else None)
         step.shadows[id(t)] = ledger.value(shadow._replace(order=None))._replace(order=order)
 
@@ -77,7 +77,7 @@ def follow(step: Step, after: After, hedged: bool) -> bool:
 def _readouts(step: Step, order: Order, hedged: bool) -> Order:
     """Arithmetic on readouts, slot by slot. What else joins in does so after the readout."""
     given = [s for t in step.inputs if (s := step.shadows.get(id(t))) is not None and s.target is not None]
-    slots = [s._replace(support=s.order.own, possible=s.order.hedge) if s.order else s for s in given]
+    slots = [in_slots(s, s.order) for s in given]
     join = step.tracer.algebra.join
     hedge = join(*[bare(s, "possible") for s in slots]) if hedged else None
     return order._replace(own=join(*[s.support for s in slots]), hedge=hedge)
@@ -99,7 +99,7 @@ def _plain(shadow: Shadow) -> bool:
 def _followed(step: Step, plane: str, bound: dict[str, Any], orders: dict[int, Order]) -> Followed:
     tracer, given = step.tracer, dict(step.shadows)
     for t, order in orders.items():
-        given[t] = given.get(t, Shadow())._replace(support=order.own, possible=order.hedge)
+        given[t] = in_slots(given.get(t, Shadow()), order)
     cells = step.cells(plane, given)
     call = OpCall(step.op.name, bound, cells, tracer.algebra, plane, out=step.out, blind=tracer.blind)
     return through(call, step.op.rule.fn, step.kind == rules.POINT, orders)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from causaltrace._compat import is_wrapped, storage_of
-from causaltrace.mass import DOWN, SLACK, TOLERANCE, UNIT, UP, is_probability, wide
+from causaltrace.mass import DOWN, UNIT, UP, is_probability, logarithms, wide
 from causaltrace.schema import Op
 from causaltrace.shadow import Entry
 
@@ -57,8 +57,7 @@ def nats(values: Tensor, lanes: Tensor, left: bool) -> Tensor:
     """What readouts with these values and masses charge; NaN: not known. ``left``: Python got the values as
     they are, and may do to them what it likes where nothing shows that they are a distribution's."""
     up, down, unit = lanes[..., UP], lanes[..., DOWN], lanes[..., UNIT]
-    allowed = TOLERANCE + lanes[..., SLACK].nan_to_num(0)
-    is_up, is_down = up.abs() <= allowed, down.abs() <= allowed
+    is_up, is_down = logarithms(lanes)
     if not left:  # of no distribution, but nats
         is_up |= up.isfinite() & down.isnan() & (unit.abs() == 1)
         is_down |= down.isfinite() & up.isnan() & (unit.abs() == 1)

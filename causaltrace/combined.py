@@ -12,7 +12,7 @@ from torch import Tensor
 
 from causaltrace import mass
 from causaltrace.lattice.cells import Cells
-from causaltrace.order import Arrangement
+from causaltrace.order import Order
 from causaltrace.rules.call import live
 from causaltrace.shadow import Shadow
 
@@ -61,8 +61,8 @@ def point(step: Step, carriers: list[tuple[Tensor, Shadow]]) -> Shadow | None:
     shadows = [
         s._replace(match=None) if s is not None and m else s for s, m in zip(shadows, matching, strict=True)
     ]
-    arrangement = carriers[0][1].order and carriers[0][1].order.arrangement
-    joining = [s and _in_slots(s, arrangement) for s in shadows]
+    # the order that the readouts are in is part of their support
+    joining = [s and in_slots(s, _same(s.order, carriers[0][1].order)) for s in shadows]
     post = algebra.join(*[s.post for _, s in carriers], *[ledger.depends(s) for s in joining])
     if step.op.name in CHOOSING and len(carriers) > 1 and target is not None:
         post = algebra.join(post, ledger.read(ledger.positions(target)))
@@ -88,12 +88,15 @@ def point(step: Step, carriers: list[tuple[Tensor, Shadow]]) -> Shadow | None:
     return Shadow(support, possible, target=target, post=post, mass=masses)
 
 
-def _in_slots(shadow: Shadow, arrangement: Arrangement | None) -> Shadow:
-    """What elements depend on besides the order that the readouts are in: that is part of their support."""
-    order = shadow.order
-    if order is None or order.arrangement is not arrangement:
-        return shadow
-    return shadow._replace(support=order.own, possible=order.hedge)
+def in_slots(shadow: Shadow, order: Order | None) -> Shadow:
+    """With what elements depend on besides their order."""
+    return shadow if order is None else shadow._replace(support=order.own, possible=order.hedge)
+
+
+def _same(order: Order | None, other: Order | None) -> Order | None:
+    """``order``, where the other is one of the same arrangement."""
+    same = order is not None and other is not None and order.arrangement is other.arrangement
+    return order if same else None
 
 
 def spreads(step: Step, carriers: list[tuple[Tensor, Shadow]]) -> bool:

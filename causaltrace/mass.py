@@ -287,16 +287,25 @@ def _clamped(lanes: Tensor, low: Any, high: Any) -> Tensor | None:
 # -- at the score -----------------------------------------------------------------------------------------
 
 
+def logarithms(lanes: Tensor) -> tuple[Tensor, Tensor]:
+    """Is it the logarithm of a distribution's element, and is it that with the other sign?"""
+    return lanes[..., UP].abs() <= _allowed(lanes), lanes[..., DOWN].abs() <= _allowed(lanes)
+
+
 def proved(lanes: Tensor, as_it_is: bool) -> Tensor:
-    """Is it the logarithm of a distribution's element? ``as_it_is``: or the element."""
-    allowed = TOLERANCE + lanes[..., SLACK].nan_to_num(0)
-    out = (lanes[..., UP].abs() <= allowed) | (lanes[..., DOWN].abs() <= allowed)
+    """Is it the logarithm of a distribution's element, of either sign? ``as_it_is``: or the element."""
+    up, down = logarithms(lanes)
+    out = up | down
     return out | is_probability(lanes) if as_it_is else out
 
 
 def is_probability(lanes: Tensor) -> Tensor:
     """Is it the element of a distribution?"""
-    return (lanes[..., SUM] - 1).abs() <= TOLERANCE + lanes[..., SLACK].nan_to_num(0)
+    return (lanes[..., SUM] - 1).abs() <= _allowed(lanes)
+
+
+def _allowed(lanes: Tensor) -> Tensor:
+    return TOLERANCE + lanes[..., SLACK].nan_to_num(0)
 
 
 def is_known(lanes: Tensor) -> Tensor:

@@ -61,10 +61,6 @@ class Order(NamedTuple):
     hedge: Cells | None = None
     shift: int = 0
 
-    def given(self, plane: str) -> Cells | None:
-        """What each element depends on, besides the order, on this plane."""
-        return self.hedge or self.own if plane == "possible" else self.own
-
     def planes(self, fn: Callable[[Cells], Cells | None]) -> Order:
         """``fn`` on both."""
         own, hedge = (None if c is None else fn(c) for c in (self.own, self.hedge))

@@ -39,6 +39,11 @@ def internal(filename: str) -> bool:
     return known
 
 
+def ours(frame: FrameType) -> bool:
+    """Is it causaltrace's own code?"""
+    return frame.f_code.co_filename.startswith(_OURS)
+
+
 def torchs(frame: FrameType) -> bool:
     """Is it torch's own code, or causaltrace's?"""
     return frame.f_code.co_filename.startswith((_TORCH, _OURS))
@@ -48,23 +53,18 @@ def bookkeeping(frame: FrameType, name: str, address: bool) -> bool:
     """Is it torch's own code that asks for an ``address``, or causaltrace's that asks for values? It names
     what it calls; what somebody handed it to call (``tree_map(Tensor.tolist, x)``), it does not."""
     code = frame.f_code
-    while name not in code.co_names and code.co_filename.startswith(_OURS) and frame.f_back is not None:
+    while name not in code.co_names and ours(frame) and frame.f_back is not None:
         frame = frame.f_back  # what takes the place of a function only hands on
         code = frame.f_code
     if name not in code.co_names or code.co_filename == _LAUNCHING:
         return False
-    return code.co_filename.startswith((_TORCH, _OURS) if address else _OURS)
-
-
-def ours(frame: FrameType) -> bool:
-    """Is it causaltrace's own code?"""
-    return frame.f_code.co_filename.startswith(_OURS)
+    return torchs(frame) if address else ours(frame)
 
 
 def checking() -> bool:
     """Is it a check of arguments, of torch's own, that asks for a value?"""
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_code.co_filename.startswith(_OURS):
+    while frame is not None and ours(frame):
         frame = frame.f_back
     return frame is not None and frame.f_code in _CHECKING
 

@@ -362,9 +362,7 @@ class Step:
                 first = first._replace(pending=pending + tuple(Pending(s, site) for s in summed))
             elif picks:
                 after.picked += [s for _, s in carriers]
-            elif spreads(self, carriers):
-                pass
-            else:
+            elif not spreads(self, carriers):
                 after.leaving += [s for _, s in carriers]
                 first = first._replace(tally=True)
         elif (
@@ -394,13 +392,14 @@ class Step:
     def _carriers(self) -> list[tuple[Tensor, Shadow]]:
         """The inputs that are readouts, with their values unless these are written over."""
         place, blind = self.tracer.memory.place, self.tracer.blind
+        found: list[tuple[Tensor, Shadow]] = []
         for t in self.inputs:
             shadow = self.shadows.get(id(t))
             if shadow is not None and shadow.target is not None:
                 lost = blind or any(place(t)() is place(out)() for out in self.outs)
-                self.shadows[id(t)] = shadow._replace(values=None if lost else t)
-        found = ((t, self.shadows.get(id(t))) for t in self.inputs)
-        return [(t, s) for t, s in found if s is not None and s.target is not None]
+                self.shadows[id(t)] = shadow = shadow._replace(values=None if lost else t)
+                found.append((t, shadow))
+        return found
 
     def _counted(self, carriers: list[tuple[Tensor, Shadow]]) -> bool:
         """Are losses of single positions added to a sum of scores, or to the 0 that one begins with?"""

@@ -176,10 +176,6 @@ class Files:
             source.matched = True
         return found[0] if found else None
 
-    def labels(self, file: Any, source: Source, start: int, stop: int) -> bool:
-        """Are there labels between these bytes?"""
-        return start < stop and stop > _values(os.path.realpath(_path(file)), 0) + source.offset
-
     def source_of_open(self, file: Any) -> Source | None:
         """The same for a file that is read line by line, maybe: it is looked up once."""
         if self._arrays.inside:
@@ -189,6 +185,10 @@ class Files:
             known = self.source(file)
             self._open[file] = known, len(self._sources)
         return known
+
+    def labels(self, file: Any, source: Source, start: int, stop: int) -> bool:
+        """Are there labels between these bytes?"""
+        return start < stop and stop > _values(os.path.realpath(_path(file)), 0) + source.offset
 
     def read(self, out: Any, file: Any, source: Source, start: int) -> Any:
         """What was read from the bytes of ``file`` from ``start`` on, with its labels."""

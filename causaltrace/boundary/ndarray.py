@@ -269,28 +269,21 @@ def _part(name: str) -> Any:
 def _asked(name: str) -> Any:
     """A size: how many elements a mask chose, perhaps."""
     original = getattr(np.ndarray, name)
+    read = original if callable(original) else original.__get__
 
     def ask(self: LabelArray) -> None:
         if _open and (counts := _open[-1].tracer.counts) and not ours(sys._getframe(2)):
             counts.asked(owner_of(self))
 
-    if callable(original):
-
-        def method(self: LabelArray) -> Any:
-            ask(self)
-            return original(self)
-
-        return method
-
     def get(self: LabelArray) -> Any:
         ask(self)
-        return original.__get__(self)
+        return read(self)
 
     def put(self: LabelArray, value: Any) -> None:
         ask(self)
         original.__set__(self, value)
 
-    return property(get, put)
+    return get if callable(original) else property(get, put)
 
 
 #: What hands out values: numbers, text, bytes.

@@ -20,6 +20,7 @@ import torch
 from causaltrace._compat import as_numpy
 from causaltrace.boundary import slots
 from causaltrace.boundary.arrays import bare
+from causaltrace.places import ours
 
 _from_file = torch.from_file  # before a watch patches it
 #: Files that Python reads, and their methods that give bytes. Those of the first are called by the others.
@@ -66,8 +67,8 @@ def enter(files: Labelling) -> Iterator[Callable[[], None]]:
 def _method(files: Labelling, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def method(file: Any, *args: Any) -> Any:
-        ours = files.reading or file.closed or _ours(sys._getframe(1))
-        source = None if ours else files.source_of_open(file)
+        within = files.reading or file.closed or ours(sys._getframe(1))
+        source = None if within else files.source_of_open(file)
         if source is None:
             return original(file, *args)
         start, into = file.tell(), args[0] if name.startswith("readinto") and args else None
@@ -84,10 +85,6 @@ def _method(files: Labelling, name: str, original: Callable[..., Any]) -> Callab
         return out
 
     return method
-
-
-def _ours(frame: Any) -> bool:
-    return str(frame.f_globals.get("__name__")).startswith("causaltrace.")
 
 
 def _numbered(files: Labelling, place: int, original: Callable[..., Any]) -> Callable[..., Any]:

@@ -44,12 +44,4 @@ def _asking(counts: Counts, original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _telling(counts: Counts, name: str) -> Any:
     original = vars(TensorBase)[name]
-    if callable(original):
-        return _asking(counts, original)
-
-    def get(t: Any) -> Any:
-        if counts and not ours(sys._getframe(1)):
-            counts.asked(storage(t))
-        return original.__get__(t)
-
-    return property(get)
+    return _asking(counts, original) if callable(original) else property(_asking(counts, original.__get__))

@@ -60,9 +60,8 @@ def masks(name: str, args: Mapping[str, Any]) -> list[Tensor]:
     if name == "nonzero":
         return [args["self"]] if args["self"].ndim else []
     if name in ("masked_select", "masked_scatter"):
-        return (
-            [args["mask"]] if args["mask"].shape == args["self"].shape != () and known(args["mask"]) else []
-        )
+        mask = args["mask"]
+        return [mask] if mask.shape == args["self"].shape != () and known(mask) else []
     return [t for t in args["indices"] if t is not None and t.dtype == torch.bool and t.ndim and known(t)]
 
 

@@ -29,10 +29,8 @@ def land(
     if not parents or new is None and not overwrite:
         return base
     ids = places.reshape(-1).to(parents[0].data.device)
-    total, bottom = (
-        torch.Size(shape).numel(),
-        op.lattice.lattice.bottom,
-    )  # history that keeps no tensors alive
+    total = torch.Size(shape).numel()
+    bottom = op.lattice.lattice.bottom  # all that history needs of ``op``: it keeps no tensors alive
 
     def fn(*data: Tensor) -> Tensor:
         width = data[0].shape[-1]

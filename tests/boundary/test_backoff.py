@@ -109,8 +109,9 @@ def marked_in_a_part(rows: Array, counts: Array, totals: Array, hit: Array) -> N
     rows[known] = counts[known] / totals[known][:, None]
 
 
-def judged(fill: Callable[[Array, Array, Array, Array], None], first: bool) -> Report:
-    """``first``: the chunk is counted before it is scored."""
+def scored(predict: Callable[[Array, Array, Array], Array], first: bool) -> Report:
+    """``predict(ids, table, at)``: rows from what was counted. ``first``: a chunk is counted before it
+    is scored."""
     tokens = torch.randint(0, CLASSES, (LENGTH,), generator=torch.Generator().manual_seed(0))
     with causaltrace.watch(tokens) as trace:
         ids, table, nats = tokens.numpy(), np.zeros((CLASSES, CLASSES)), 0.0
@@ -118,14 +119,21 @@ def judged(fill: Callable[[Array, Array, Array, Array], None], first: bool) -> R
             at = np.arange(start, min(start + CHUNK, LENGTH))
             if first:
                 np.add.at(table, (ids[at - 1], ids[at]), 1)
-            counts = table[ids[at - 1]]
-            totals, rows = counts.sum(1), np.full((len(at), CLASSES), 1 / CLASSES)
-            fill(rows, counts, totals, totals >= 2)
-            p = 0.5 * rows + 0.5 / CLASSES
+            p = predict(ids, table, at)
             nats -= float(np.log(p[np.arange(len(at)), ids[at]]).sum())
             if not first:
                 np.add.at(table, (ids[at - 1], ids[at]), 1)
     return trace.report
+
+
+def judged(fill: Callable[[Array, Array, Array, Array], None], first: bool) -> Report:
+    def predict(ids: Array, table: Array, at: Array) -> Array:
+        counts = table[ids[at - 1]]
+        totals, rows = counts.sum(1), np.full((len(at), CLASSES), 1 / CLASSES)
+        fill(rows, counts, totals, totals >= 2)
+        return 0.5 * rows + 0.5 / CLASSES
+
+    return scored(predict, first)
 
 
 #: Those that tell Python how many rows there are, by a branch.
@@ -141,25 +149,15 @@ def test_back_off_by_a_mask_is_clean_unless_python_sees_how_many(name: str) -> N
 
 
 def test_labels_that_a_mask_chose_may_be_looked_up() -> None:
-    def run(first: bool) -> Report:
-        tokens = torch.randint(0, CLASSES, (LENGTH,), generator=torch.Generator().manual_seed(0))
-        with causaltrace.watch(tokens) as trace:
-            ids, table, nats = tokens.numpy(), np.zeros((CLASSES, CLASSES)), 0.0
-            for start in range(1, LENGTH, CHUNK):
-                at = np.arange(start, min(start + CHUNK, LENGTH))
-                if first:
-                    np.add.at(table, (ids[at - 1], ids[at]), 1)
-                seen = (table.sum(1) > 0)[ids[at - 1]]
-                known = ids[at - 1][seen]
-                rows = np.full((len(at), CLASSES), 1 / CLASSES)
-                rows[seen] = (table[known] + 0.1) / (table.sum(1)[known] + 0.1 * CLASSES)[:, None]
-                nats -= float(np.log(rows[np.arange(len(at)), ids[at]]).sum())
-                if not first:
-                    np.add.at(table, (ids[at - 1], ids[at]), 1)
-        return trace.report
+    def predict(ids: Array, table: Array, at: Array) -> Array:
+        seen = (table.sum(1) > 0)[ids[at - 1]]
+        known = ids[at - 1][seen]
+        rows = np.full((len(at), CLASSES), 1 / CLASSES)
+        rows[seen] = (table[known] + 0.1) / (table.sum(1)[known] + 0.1 * CLASSES)[:, None]
+        return rows
 
-    assert run(False).status == "clean"
-    assert run(True).status == "violation"
+    assert scored(predict, False).status == "clean"
+    assert scored(predict, True).status == "violation"
 
 
 Fill = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
